@@ -119,7 +119,7 @@ def animate(frames,          # list of (n, c, h, w) in [-1, 1]: one batch a fram
     plt.close(fig)
     return HTML(film)
 
-# %% ../nbs/00_core.ipynb #601ca7b9
+# %% ../nbs/00_core.ipynb #dc5b7253
 @contextmanager
 def atomic_path(path # where the finished file or folder shall be
                ):
@@ -128,7 +128,7 @@ def atomic_path(path # where the finished file or folder shall be
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         yield temporary
-        with open(temporary, 'rb') as f: os.fsync(f.fileno())
+        with open(temporary, 'rb+') as f: os.fsync(f.fileno())
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 
@@ -175,13 +175,14 @@ def fingerprint(tensors)->str: # 16 hexadecimal digits
         h.update(f'{name}{tuple(t.shape)}{t.dtype}'.encode()); h.update(t.numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #bc1cf152
+# %% ../nbs/00_core.ipynb #1ff12e2b
 def command(func):
     "Decorator: a shell command made of `func`'s signature; bad input is answered by one line and exit code 2."
     @wraps(func)
     def run(*args, **kwargs):
-        if not is_cli(): return func(*args, **kwargs)
+        if not is_cli(shell): return func(*args, **kwargs)
         try: func(*args, **kwargs)
         except (InputError, OSError) as e: print(f'{func.__name__}: {e}', file=sys.stderr); sys.exit(2)
         except KeyboardInterrupt: print(f'{func.__name__}: stopped', file=sys.stderr); sys.exit(130)
-    return call_parse(run)
+    shell = call_parse(run)
+    return shell

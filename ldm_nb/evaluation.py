@@ -116,7 +116,7 @@ def reconstruct(self:LatentDiffusion, images:Tensor, batch_size=250)->Tensor: # 
     "Images through encoder and decoder."
     return torch.cat([self.decode(self.encode(b)) for b in images.split(batch_size)])
 
-# %% ../nbs/07_evaluation.ipynb #77e2f2c0
+# %% ../nbs/07_evaluation.ipynb #c4a93d27
 def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features=None, guidance=2., steps=30, seed=0)->tuple: # (dict, images)
     "Sample `n` images and measure them, the autoencoder and the speed."
     features = features or ('classifier' if test.classes == FASHION_CLASSES else 'pixels')
@@ -125,7 +125,7 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
     error = (recon - test.images).square().mean()
     return dict(**evaluate(images, test, train, labels, features), reconstruction_distance=feature_distance(recon, test.images, features) if len(test) >= 50 else None,
                 psnr=psnr(recon, test.images).mean().item(), psnr_of_mean_error=(10*torch.log10(4/error)).item(), guidance=guidance, sampling_steps=steps, sampling_seed=seed,
-                images_per_second=n/seconds, command_card=ldm.card), images
+                images_per_second=n/seconds, card=ldm.card), images
 
 # %% ../nbs/07_evaluation.ipynb #2b0701e7
 def print_table(result:dict):
@@ -169,14 +169,14 @@ def ldm_demo(out:str='runs/demo',  # new folder for the results
     "From nothing to clothes: train both stages on the embedded Fashion-MNIST, draw 500 samples, evaluate them."
     return _train_and_report('fashion', out, minutes, None, size, seed, False)
 
-# %% ../nbs/07_evaluation.ipynb #db1fa83b
+# %% ../nbs/07_evaluation.ipynb #addfabc3
 @command
 def ldm_eval(what:str,                   # FILE.npy (uint8, (n, h, w) or (n, h, w, c)) or a model: folder, shipped name, Hub id
              data:str='fashion',         # what it is held against: fashion, fashion-full or a folder
              features:str='',            # feature network: classifier or pixels (default: what suits the data)
              n:int=500,                  # samples to draw from a model
              guidance:float=2., steps:int=30, seed:int=0, # of those samples
-             json_out:str=''):           # also write the figures to this file
+             out:str=''):                # also write the figures to this JSON file
     "Measure a model, or an array of images, against held-out real images."
     train, test = load_data(data)
     if what.endswith('.npy'):
@@ -187,5 +187,5 @@ def ldm_eval(what:str,                   # FILE.npy (uint8, (n, h, w) or (n, h, 
         result = evaluate(images, test, train, None, features or ('classifier' if test.classes == FASHION_CLASSES else 'pixels'))
     else: result, _ = report(LatentDiffusion.from_pretrained(what), train, test, n, features or None, guidance, steps, seed)
     print_table(result)
-    if json_out: write_json(json_out, result)
+    if out: write_json(out, result)
     return result

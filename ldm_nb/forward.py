@@ -20,7 +20,7 @@ def betas(name:str,       # linear, scaled_linear or cosine
     f = (((torch.arange(T + 1, dtype=torch.float64)/T + .008)/1.008)*math.pi/2).cos()**2
     return (1 - f[1:]/f[:-1]).clamp(max=.999)
 
-# %% ../nbs/04_forward.ipynb #15b7f0a8
+# %% ../nbs/04_forward.ipynb #b70a2228
 SCHEDULES = 'flow', 'linear', 'scaled_linear', 'cosine'
 
 class Schedule:
@@ -32,8 +32,8 @@ class Schedule:
         if name != 'flow': self.alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas(name, T)).cumprod(0)])
     def __call__(self, t:Tensor)->tuple: # (alpha, sigma), shaped like t
         if self.name == 'flow': return 1 - t, t
-        ab = self.alpha_bar.to(t.device)[(t*self.T).round().long()]
-        return ab.sqrt().to(t), (1 - ab).sqrt().to(t)
+        ab = self.alpha_bar[(t*self.T).round().long().cpu()]
+        return tuple(v.sqrt().to(t.dtype).to(t.device) for v in (ab, 1 - ab))
 
 # %% ../nbs/04_forward.ipynb #c843a702
 def expand_like(v:Tensor, # (b,), a number for each sample

@@ -69,11 +69,11 @@ def load_checkpoint(path, model, ema, opt)->tuple: # (losses, state)
     opt.load_state_dict(opt.state_dict() | {'state': memory})
     return tensors['losses'].tolist(), state
 
-# %% ../nbs/06_training.ipynb #bdd5bbe0
+# %% ../nbs/06_training.ipynb #582140fd
 def _make_optimizer(model, lr):
     "Accelerate's helper, and model and optimizer on its device; convolutions like channels last."
     from accelerate import Accelerator
-    cpu = default_device().type == 'cpu'
+    cpu = default_device().type == 'cpu'; torch.backends.cudnn.deterministic = True
     accelerator = Accelerator(cpu=cpu, mixed_precision='bf16' if default_device().type == 'cuda' else 'no')
     model = model.to(accelerator.device, memory_format=torch.channels_last)
     return accelerator, *accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=lr, betas=(.9, .99), weight_decay=0))

@@ -1,0 +1,41 @@
+# Each target goes from a bare clone to its result: it makes .venv, installs with constraints.txt, and runs.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
+MINUTES ?= 5
+SEED ?= 0
+
+.PHONY: help demo test lab notebooks docs readme weights package clean
+help:            ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+.venv/.base: .venv/bin/python settings.ini setup.py constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+.venv/.dev: .venv/bin/python settings.ini setup.py constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@ .venv/.base
+
+demo: .venv/.base ## train both stages, draw samples, evaluate them
+	$(BIN)/ldm_demo --out $(OUT) --minutes $(MINUTES) --seed $(SEED)
+test: .venv/.dev ## every chapter as a test, then pytest
+	$(BIN)/nbdev_test
+	$(BIN)/python -m pytest
+lab: .venv/.dev ## JupyterLab on the chapters
+	$(BIN)/jupyter lab nbs
+notebooks: .venv/.dev ## run all chapters at lesson size and keep their outputs; then the README
+	$(BIN)/python tools/run_notebooks.py $(CHAPTERS)
+	$(BIN)/python tools/make_readme.py
+readme: .venv/.dev ## README.md from nbs/index.ipynb
+	$(BIN)/python tools/make_readme.py
+docs: .venv/.dev ## the site, in _docs (needs Quarto)
+	@command -v quarto >/dev/null || { echo 'make docs: the program quarto is missing. Get it from https://quarto.org/docs/download, or: $(BIN)/pip install quarto-cli' >&2; exit 1; }
+	$(BIN)/nbdev_docs
+weights: .venv/.dev ## train what the package ships again (about an hour on 2 cores; needs the full Fashion-MNIST)
+	$(BIN)/python tools/make_weights.py
+package: .venv/.dev ## build wheel and sdist, install the wheel in an empty environment, sample with the network cut off
+	bash tools/try_package.sh
+clean:           ## remove what the targets made, but not runs/
+	rm -rf .venv _docs _proc build dist *.egg-info

@@ -1,0 +1,68 @@
+"The four commands as a shell user meets them."
+import json, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+BIN = Path(sys.executable).parent
+
+
+def shell(*args, cwd=None): return subprocess.run([BIN/args[0], *map(str, args[1:])], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize('name,words', [('ldm_demo', ['--minutes', 'wall-clock budget']), ('ldm_train', ['--resume', 'folder of images']),
+                                        ('ldm_sample', ['--guidance', 'shipped name']), ('ldm_eval', ['--features', 'held-out'])])
+def test_help(name, words):
+    run = shell(name, '--help')
+    assert run.returncode == 0 and all(w in run.stdout for w in words), run
+
+
+@pytest.mark.parametrize('args,words', [
+    (['ldm_sample', 'nowhere'], 'shipped model'), (['ldm_sample', 'fashion', '--label', 'hat'], 'T-shirt'), (['ldm_sample', 'fashion', '--n', '0'], '1 or more'),
+    (['ldm_sample', 'fashion', '--label', '12'], 'from 0 to 9'), (['ldm_train', '--data', 'nowhere', '--out', 'x', '--steps', '2'], 'expected fashion'),
+    (['ldm_train', '--out', 'x', '--minutes', '1', '--steps', '2'], 'one of the two'), (['ldm_train', '--out', 'x', '--steps', '-3'], 'more than nothing'),
+    (['ldm_train', '--out', 'x', '--size', 'huge'], 'smoke, lesson, full'), (['ldm_eval', 'nothing.npy'], 'nothing.npy'), (['ldm_eval', 'fashion', '--features', 'vgg'], 'classifier, pixels'),
+    (['ldm_eval', 'text.npy'], 'text.npy'), (['ldm_demo', '--out', 'taken', '--minutes', '1'], 'not empty')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, words):
+    (tmp_path/'text.npy').write_text('hello'); (tmp_path/'taken').mkdir(); (tmp_path/'taken'/'thesis.txt').write_text('mine')
+    run = shell(*args, cwd=tmp_path)
+    lines = run.stderr.strip().splitlines()
+    assert run.returncode == 2 and len(lines) == 1 and lines[0].startswith(f'{args[0]}: ') and words in lines[0], run
+    assert not (tmp_path/'x'/'model').exists() and (tmp_path/'taken'/'thesis.txt').read_text() == 'mine'
+
+
+def test_demo_and_then_everything_on_its_result(tmp_path):
+    run = shell('ldm_demo', '--out', 'd', '--size', 'smoke', cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    d = tmp_path/'d'
+    assert {'model', 'samples.png', 'samples.npy', 'losses.png', 'report.json'} <= {p.name for p in d.iterdir()}
+    report = json.loads((d/'report.json').read_text())
+    assert {'psnr', 'distance', 'features', 'n', 'floor', 'class_accuracy', 'card', 'sampling_seed'} <= set(report)
+    assert {'seconds', 'parameters', 'seed', 'device', 'torch', 'ldm_nb'} <= set(report['card']) and report['n'] == 500
+    assert np.load(d/'samples.npy').shape == (500, 28, 28) and Image.open(d/'samples.png').size[0] > 280
+    for k in 'ab': assert shell('ldm_sample', 'd', '--n', 6, '--label', 'boot', '--steps', 3, '--seed', 4, '--out', f'{k}.png', '--npy', f'{k}.npy', cwd=tmp_path).returncode == 0
+    a, b = (np.load(tmp_path/f'{k}.npy') for k in 'ab')
+    assert a.dtype == np.uint8 and a.shape == (6, 28, 28) and (a == b).all()
+    run = shell('ldm_eval', 'd/samples.npy', '--out', 'e.json', cwd=tmp_path)
+    assert run.returncode == 0 and 'floor' in run.stdout, run
+    assert json.loads((tmp_path/'e.json').read_text())['distance'] == pytest.approx(report['distance'], rel=.05)
+
+
+def test_steps_make_a_command_repeatable(tmp_path):
+    for k in 'ab': assert shell('ldm_train', '--out', k, '--steps', 4, '--size', 'smoke', '--seed', 7, cwd=tmp_path).returncode == 0
+    assert (tmp_path/'a'/'samples.npy').read_bytes() == (tmp_path/'b'/'samples.npy').read_bytes()
+    again = shell('ldm_train', '--out', 'a', '--steps', 4, '--size', 'smoke', '--seed', 7, cwd=tmp_path)
+    assert again.returncode == 2 and 'resume' in again.stderr
+
+
+def test_a_folder_of_mixed_images(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        (tmp_path/'own'/'ab'[i % 2]).mkdir(parents=True, exist_ok=True)
+        shape = (20 + i, 40) if i % 3 else (33, 21 + i, 3)
+        Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(tmp_path/'own'/'ab'[i % 2]/f'{i}.{"png" if i % 2 else "jpg"}')
+    run = shell('ldm_train', '--data', 'own', '--out', 'r', '--steps', 2, '--size', 'smoke', cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert np.load(tmp_path/'r'/'samples.npy').shape == (500, 32, 32, 3) and json.loads((tmp_path/'r'/'report.json').read_text())['features'] == 'pixels'

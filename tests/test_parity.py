@@ -1,0 +1,77 @@
+"What we teach, against the libraries that people use: largest absolute or relative difference."
+import numpy as np
+import pytest
+import torch
+
+from ldm_nb.autoencoder import psnr
+from ldm_nb.core import generator
+from ldm_nb.data import fashion_mnist, pad_images
+from ldm_nb.denoiser import sample_chain, timestep_embedding
+from ldm_nb.evaluation import frechet_distance
+from ldm_nb.forward import Schedule, add_noise, target, to_x0_eps
+
+diffusers = pytest.importorskip('diffusers', reason='diffusers is in the [dev] extra')
+NAMES = {'linear': dict(beta_schedule='linear', beta_start=1e-4, beta_end=.02), 'scaled_linear': dict(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012),
+         'cosine': dict(beta_schedule='squaredcos_cap_v2')}
+biggest = lambda a, b: (a - b).abs().max().item()
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_schedules(name):
+    theirs = diffusers.DDPMScheduler(**NAMES[name])
+    ours = Schedule(name)
+    assert biggest(ours.alpha_bar[1:].float(), theirs.alphas_cumprod) < 1e-5
+    x0, eps = torch.randn(2, 16, 4, 8, 8, generator=generator('parity'))
+    k = torch.linspace(0, 999, 16).round().long(); t = (k + 1)/1000
+    assert biggest(add_noise(ours, x0, eps, t), theirs.add_noise(x0, eps, k)) < 1e-3
+    α, σ = (v.view(-1, 1, 1, 1) for v in ours(t))
+    assert biggest(target('v_prediction', x0, eps, α, σ), theirs.get_velocity(x0, eps, k)) < 1e-3
+
+
+@pytest.mark.parametrize('kind', ['epsilon', 'sample', 'v_prediction'])
+def test_ddim_steps(kind):
+    "Our chain at eta 0 against DDIMScheduler, with a made-up network."
+    theirs = diffusers.DDIMScheduler(**NAMES['scaled_linear'], prediction_type=kind, clip_sample=False, set_alpha_to_one=True, timestep_spacing='trailing')
+    theirs.set_timesteps(20)
+    network = lambda x: torch.tanh(x)*.7
+    x = noise = torch.randn(8, 4, 8, 8, generator=generator('ddim'))
+    for k in theirs.timesteps: x = theirs.step(network(x), k, x).prev_sample
+    schedule = Schedule('scaled_linear')
+    ours = sample_chain(lambda x, t: to_x0_eps(kind, network(x), x, *schedule(t)), noise, schedule, 20)
+    assert biggest(x, ours) < 1e-3*x.abs().max()
+
+
+def test_flow_matching_steps():
+    theirs = diffusers.FlowMatchEulerDiscreteScheduler()
+    theirs.set_timesteps(sigmas=np.linspace(1, 1/25, 25))
+    network = lambda x: torch.sin(x)
+    x = noise = torch.randn(8, 4, 8, 8, generator=generator('euler'))
+    for k in theirs.timesteps: x = theirs.step(network(x), k, x).prev_sample
+    schedule = Schedule('flow')
+    ours = sample_chain(lambda x, t: to_x0_eps('flow_prediction', network(x), x, *schedule(t)), noise, schedule, 25)
+    assert biggest(x, ours) < 1e-4
+
+
+def test_timestep_embedding():
+    from diffusers.models.embeddings import get_timestep_embedding
+    t = torch.linspace(0, 1, 50)
+    assert biggest(timestep_embedding(t, 64), get_timestep_embedding(1000*t, 64, flip_sin_to_cos=True, downscale_freq_shift=0)) < 1e-3
+
+
+def test_psnr():
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+    x = pad_images(fashion_mnist('test').images[:32]); y = (x + .1*torch.randn(x.shape, generator=generator('psnr'))).clamp(-1, 1)
+    theirs = peak_signal_noise_ratio(y, x, data_range=2., dim=(1, 2, 3), reduction='none')
+    assert biggest(psnr(y, x), theirs) < 1e-4
+
+
+@pytest.mark.parametrize('d', [2, 32, 128])
+def test_frechet_distance(d):
+    from scipy.linalg import sqrtm
+    from torchmetrics.image.fid import _compute_fid
+    rng = generator('frechet', d)
+    means, (A, B) = torch.randn(2, d, dtype=torch.float64, generator=rng), torch.randn(2, d, d, dtype=torch.float64, generator=rng)
+    A, B = A @ A.T/d, B @ B.T/d
+    ours = frechet_distance(means[0], A, means[1], B)
+    assert ours == pytest.approx(_compute_fid(means[0], A, means[1], B).item(), rel=1e-4)
+    assert ours == pytest.approx(((means[0] - means[1])**2).sum().item() + (A + B).trace().item() - 2*sqrtm((A @ B).numpy()).real.trace(), rel=1e-4)

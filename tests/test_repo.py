@@ -1,0 +1,103 @@
+"The notebooks, the package, the README and the site are in step."
+import json, re, shutil, subprocess, sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
+cells = lambda path: json.loads(path.read_text(encoding='utf-8'))['cells']
+source = lambda cell: ''.join(cell['source'])
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+    "A copy of the project in which `nbdev_export` and `nbdev_clean` were run."
+    copy = tmp_path_factory.mktemp('copy')/'ldm_nb'
+    ignore = shutil.ignore_patterns('.venv', 'runs', '.git', 'weights', 'datasets', '__pycache__')
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignore)
+    for command in 'nbdev_export', 'nbdev_clean':
+        subprocess.run([Path(sys.executable).parent/command], cwd=copy, check=True, capture_output=True)
+    return copy
+
+
+def test_modules_are_what_the_notebooks_export(exported):
+    modules = sorted(p.name for p in (ROOT/'ldm_nb').glob('*.py'))
+    assert modules == sorted(p.name for p in (exported/'ldm_nb').glob('*.py'))
+    for name in modules: assert (ROOT/'ldm_nb'/name).read_text() == (exported/'ldm_nb'/name).read_text(), f'run nbdev_export: {name}'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_are_clean(exported, path):
+    assert path.read_text() == (exported/'nbs'/path.name).read_text(), 'run nbdev_clean'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_form(path):
+    headings = [line for c in cells(path) if c['cell_type'] == 'markdown' for line in re.sub(r'```.*?```', '', source(c), flags=re.S).splitlines() if line.startswith('# ')]
+    assert len(headings) == 1, f'one title: {headings}'
+    code = [c for c in cells(path) if c['cell_type'] == 'code']
+    assert not [o for c in code for o in c['outputs'] if o['output_type'] == 'error']
+    for c in code:
+        lines = [line for line in source(c).splitlines() if line.strip() and not line.startswith('#|')]
+        assert len(lines) <= 40, source(c)[:80]
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_outputs_are_there(path):
+    "Cells that end in a value or draw a figure have been executed (`make notebooks`)."
+    for c in cells(path):
+        text = source(c)
+        if c['cell_type'] == 'code' and re.search(r'^(show_images|animate|plot_losses)\(|plt\.subplots\(', text, re.M) and not text.startswith('#|'):
+            assert c['outputs'], f'not executed: {text[:80]}'
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_relative_links_resolve(path):
+    for c in cells(path):
+        if c['cell_type'] != 'markdown': continue
+        for target in re.findall(r'\]\((?!https?:|#)([^)\s]+)\)', source(c)):
+            assert (path.parent/target.split('#')[0]).exists(), f'{path.name}: {target}'
+
+
+def test_every_notebook_is_in_the_sidebar_once():
+    config = yaml.safe_load((ROOT/'_quarto.yml').read_text())
+    pages = [page for section in config['website']['sidebar']['contents'] for page in section['contents']]
+    assert pages == ['index.ipynb'] + [p.name for p in NOTEBOOKS if p.stem != 'index']
+    assert (ROOT/'nbs'/'_quarto.yml').read_text() == (ROOT/'_quarto.yml').read_text()
+
+
+def test_readme_is_made_from_the_index():
+    sys.path.insert(0, str(ROOT/'tools'))
+    from make_readme import readme
+    assert (ROOT/'README.md').read_text(encoding='utf-8') == readme(), 'run make readme'
+    for target in re.findall(r'\]\((?!https?:|#)([^)\s]+)\)', readme()): assert (ROOT/target).exists(), target
+
+
+def test_one_version():
+    import ldm_nb
+    assert f'version = {ldm_nb.__version__}\n' in (ROOT/'settings.ini').read_text()
+
+
+def test_chapters_import_upwards_only():
+    order = [p.stem[3:] for p in NOTEBOOKS if p.stem != 'index']
+    for i, name in enumerate(order):
+        for used in re.findall(r'^from ldm_nb\.(\w+) import', (ROOT/'ldm_nb'/f'{name}.py').read_text().replace('from .', 'from ldm_nb.'), re.M):
+            assert order.index(used) < i, f'{name} imports {used}'
+
+
+def test_import_is_light():
+    "Nothing that is slow to import, and not needed to import us, is imported."
+    code = "import sys, ldm_nb.evaluation; print(*{'matplotlib', 'accelerate', 'huggingface_hub', 'PIL', 'scipy', 'IPython', 'tqdm'} & set(sys.modules))"
+    import os
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
+    bare = subprocess.run([sys.executable, '-c', "import sys, torch, numpy; print(*{'matplotlib', 'accelerate', 'huggingface_hub', 'PIL', 'scipy', 'IPython', 'tqdm'} & set(sys.modules))"], capture_output=True, text=True, env=env).stdout.split()
+    ours = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env).stdout.split()
+    assert set(ours) <= set(bare)
+
+
+def test_sizes_of_what_is_committed():
+    size = lambda pattern: sum(p.stat().st_size for p in ROOT.glob(pattern) if p.is_file())
+    assert size('ldm_nb/weights/**/*') < 25e6
+    assert size('nbs/**/*') + size('ldm_nb/**/*') < 60e6

@@ -1,0 +1,25 @@
+"""Train what the package ships again: python tools/make_weights.py   (about an hour on 2 CPU cores)
+
+1. the classifier that evaluation uses; 2. `ldm_train --data fashion-full --steps 12000 --size lesson`, of which
+the averaged denoiser, the autoencoder and the card go to ldm_nb/weights/fashion. Both stop and go on: the run is resumed.
+"""
+import shutil
+from pathlib import Path
+
+from ldm_nb.core import PACKAGE
+from ldm_nb.data import fashion_mnist
+from ldm_nb.evaluation import ldm_train, train_classifier
+from ldm_nb.training import LatentDiffusion
+
+WEIGHTS, RUNS = PACKAGE/'weights', Path('runs')
+
+
+def main():
+    if not (RUNS/'classifier'/'card.json').exists(): train_classifier(fashion_mnist('train', full=True), 3000, RUNS/'classifier')
+    shutil.copytree(RUNS/'classifier', WEIGHTS/'classifier', dirs_exist_ok=True)
+    ldm_train('fashion-full', str(RUNS/'fashion'), steps=12_000, size='lesson', resume=(RUNS/'fashion').exists())
+    LatentDiffusion.from_pretrained(RUNS/'fashion').save_pretrained(WEIGHTS/'fashion', overwrite=True, ema_only=True)
+    shutil.copy(RUNS/'fashion'/'report.json', Path('bench')/'shipped.json')
+
+
+if __name__ == '__main__': main()
