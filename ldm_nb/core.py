@@ -48,9 +48,9 @@ def default_device():
     if torch.cuda.is_available(): return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
-# %% ../nbs/00_core.ipynb #bbfd96b6
+# %% ../nbs/00_core.ipynb #08c2df44
 def seed_for(*keys):
-    "A 63-bit seed that is a fixed function of `keys` (numbers or strings): a different, unrelated one for every difference."
+    "A 63-bit seed that is a fixed function of `keys` (plain numbers or strings), unrelated for different keys."
     return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], 'big') >> 1
 
 # %% ../nbs/00_core.ipynb #c84bb2c1
@@ -119,10 +119,9 @@ def animate(frames,          # list of (n, c, h, w) in [-1, 1]: one batch a fram
     plt.close(fig)
     return HTML(film)
 
-# %% ../nbs/00_core.ipynb #dc5b7253
+# %% ../nbs/00_core.ipynb #55dea609
 @contextmanager
-def atomic_path(path # where the finished file or folder shall be
-               ):
+def atomic_path(path): # where the finished file shall be
     "Yield a temporary path beside `path`; on success it takes `path`'s place, on an error it is removed."
     path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')

@@ -6,8 +6,8 @@
 __all__ = ['FASHION_CLASSES', 'FASHION_URL', 'FASHION_SHA256', 'IMAGE_TYPES', 'ImageData', 'fashion_mnist', 'read_idx',
            'image_folder', 'pad_images', 'crop_images', 'batch_indices', 'minibatches', 'load_data']
 
-# %% ../nbs/01_data.ipynb #3d5eaf6f
-import gzip, hashlib, os, urllib.request
+# %% ../nbs/01_data.ipynb #757d2c3e
+import gzip, hashlib, os, urllib.request, zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from .core import *
 
-# %% ../nbs/01_data.ipynb #0a232908
+# %% ../nbs/01_data.ipynb #68328057
 @dataclass
 class ImageData:
     "A set of images with optional labels."
@@ -27,7 +27,7 @@ class ImageData:
     name: str = 'images'        # written on cards
     def __len__(self): return len(self.images)
     def __getitem__(self, i): return ImageData(self.images[i], None if self.labels is None else self.labels[i], self.classes, self.name)
-    def fingerprint(self): return fingerprint(self.images)
+    def fingerprint(self): return fingerprint({'images': self.images} | ({} if self.labels is None else {'labels': self.labels}))
 
 # %% ../nbs/01_data.ipynb #562608b8
 FASHION_CLASSES = ('T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'boot')
@@ -44,12 +44,12 @@ def fashion_mnist(split:str='train', # train or test
     images, labels = _full(split) if full else _embedded(split)
     return ImageData(from_uint8(images), torch.from_numpy(labels.astype(np.int64)), FASHION_CLASSES, f'fashion{"-full" if full else ""} {split}')
 
-# %% ../nbs/01_data.ipynb #a840a7a0
+# %% ../nbs/01_data.ipynb #c88f2318
 def read_idx(path)->np.ndarray:
     "A uint8 array from a gzipped IDX file. `InputError` if the file is not that, or shorter than its header says."
     try: data = gzip.decompress(Path(path).read_bytes())
-    except (OSError, EOFError) as e: raise InputError(f'{path} cannot be read as gzip ({e})') from None
-    if data[:3] != b'\0\0\x08': raise InputError(f'{path} is not an IDX file of unsigned bytes')
+    except (OSError, EOFError, zlib.error) as e: raise InputError(f'{path} cannot be read as gzip ({e})') from None
+    if data[:3] != b'\0\0\x08' or len(data) < 4 + 4*data[3]: raise InputError(f'{path} is not an IDX file of unsigned bytes')
     shape = np.frombuffer(data, '>i4', data[3], 4)
     if len(data) != 4 + 4*data[3] + shape.prod(): raise InputError(f'{path} is cut short: its header says {tuple(shape)}')
     return np.frombuffer(data, np.uint8, offset=4 + 4*data[3]).reshape(shape)
@@ -100,7 +100,7 @@ def _full(split):
     prefix = dict(train='train', test='t10k')[split]
     return _idx(f'{prefix}-images-idx3-ubyte.gz'), _idx(f'{prefix}-labels-idx1-ubyte.gz')
 
-# %% ../nbs/01_data.ipynb #2348058e
+# %% ../nbs/01_data.ipynb #54ab7f54
 IMAGE_TYPES = '.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'
 
 def _open_image(path, size):
@@ -109,10 +109,10 @@ def _open_image(path, size):
     try:
         with Image.open(path) as f: im = ImageOps.exif_transpose(f); im.load()
     except Exception as e: raise InputError(f'{path} cannot be read as an image ({e}): repair or remove it') from None
+    grey = im.mode in ('1', 'L', 'LA', 'I') or im.mode.startswith('I;16')
     if 'A' in im.getbands() or 'transparency' in im.info:
         im = im.convert('RGBA'); im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     if im.mode.startswith('I;16') or im.mode == 'I': im = Image.fromarray((np.asarray(im).clip(0, 65535) // 257).astype(np.uint8))
-    grey = im.mode in ('1', 'L', 'LA')
     return ImageOps.fit(im.convert('L' if grey else 'RGB'), (size, size), Image.Resampling.LANCZOS)
 
 # %% ../nbs/01_data.ipynb #216d110c

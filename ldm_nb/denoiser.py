@@ -66,11 +66,11 @@ def diffusion_loss(model,           # (x_t, t, labels) -> prediction like x_t
     α, σ = (expand_like(v, x0) for v in schedule(t))
     return F.mse_loss(model(α*x0 + σ*eps, t, labels), target(prediction_type, x0, eps, α, σ))
 
-# %% ../nbs/05_denoiser.ipynb #cdeed73b
+# %% ../nbs/05_denoiser.ipynb #e508be44
 def timestep_embedding(t:Tensor, # (b,) in [0, 1]
                        dim:int   # even
                       )->Tensor: # (b, dim)
-    "Cosines and sines of 1000 t at `dim`/2 frequencies, from 1 down to 1/10,000."
+    "Cosines and sines of 1000 t at `dim`/2 frequencies, from 1 down to almost 1/10,000."
     frequency = torch.exp(-math.log(10_000)*torch.arange(dim//2, device=t.device)/(dim//2))
     angle = 1000*t[:, None]*frequency
     return torch.cat([angle.cos(), angle.sin()], 1)
@@ -137,12 +137,12 @@ def forward(self:UNet, x, t, labels=None): # (b, channels, h, w), (b,) in [0, 1]
     for layer in self.up: h = layer(torch.cat([h, stack.pop()], 1), emb) if isinstance(layer, TimeResBlock) else layer(h)
     return self.out(h)
 
-# %% ../nbs/05_denoiser.ipynb #0165bc16
+# %% ../nbs/05_denoiser.ipynb #079ffe69
 def guided(model,           # (x_t, t, labels) -> prediction
            labels:Tensor|None, # (b,), or None for no condition
            schedule, prediction_type='flow_prediction',
            guidance:float=1.)->object: # a function (x_t, t) -> (x0, eps)
-    "The denoiser that `sample_chain` wants: prediction = without + guidance (with - without) (Ho and Salimans 2021, eq. 6)."
+    "The denoiser that `sample_chain` wants: prediction = without + guidance (with - without) (Ho and Salimans 2021, eq. 6; their w is guidance - 1)."
     def denoise(x, t):
         times = t.expand(len(x))
         if labels is None or guidance == 1: prediction = model(x, times, labels)

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from .core import *
 
-# %% ../nbs/04_forward.ipynb #8941f8d7
+# %% ../nbs/04_forward.ipynb #1c236960
 def betas(name:str,       # linear, scaled_linear or cosine
           T:int=1000)->Tensor: # (T,), float64
-    "The variance that each step of a Markov chain adds: DDPM's linear, latent diffusion's scaled linear, or Nichol and Dhariwal's cosine."
+    "Variance that each step of a chain adds: DDPM's linear, Stable Diffusion's scaled linear, the cosine of Nichol and Dhariwal 2021, eq. 17."
     if name == 'linear': return torch.linspace(1e-4, .02, T, dtype=torch.float64)
     if name == 'scaled_linear': return torch.linspace(.00085**.5, .012**.5, T, dtype=torch.float64)**2
+    if name != 'cosine': raise InputError(f'betas are asked for {name!r}: choose linear, scaled_linear or cosine')
     f = (((torch.arange(T + 1, dtype=torch.float64)/T + .008)/1.008)*math.pi/2).cos()**2
     return (1 - f[1:]/f[:-1]).clamp(max=.999)
 

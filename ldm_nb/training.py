@@ -7,8 +7,8 @@ __all__ = ['RECIPES', 'FORMAT', 'Recipe', 'ema_update', 'save_checkpoint', 'load
            'train_denoiser', 'LatentDiffusion', 'train_latent_diffusion', 'plot_losses', 'save_png', 'save_npy',
            'ldm_sample']
 
-# %% ../nbs/06_training.ipynb #a8cc18dd
-import copy, hashlib, json, os, shutil, time
+# %% ../nbs/06_training.ipynb #b0bb655e
+import copy, hashlib, json, shutil, time, uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
@@ -55,7 +55,7 @@ def save_checkpoint(path, model, ema, opt, losses:list, state:dict):
     for i, memory in opt.state_dict()['state'].items(): tensors |= {f'opt.{i}.{k}': v for k, v in memory.items()}
     save_tensors(path, tensors, state)
 
-# %% ../nbs/06_training.ipynb #bf5580e5
+# %% ../nbs/06_training.ipynb #23246a0e
 def load_checkpoint(path, model, ema, opt)->tuple: # (losses, state)
     "Put back what `save_checkpoint` wrote. `InputError` for a broken file or another architecture."
     tensors, state = load_tensors(path)
@@ -65,18 +65,20 @@ def load_checkpoint(path, model, ema, opt)->tuple: # (losses, state)
         if ema is not None: ema.load_state_dict(part('ema.'))
     except RuntimeError as e: raise InputError(f'{path} does not fit this model: {str(e).splitlines()[1].strip()}') from None
     memory = {}
-    for k, v in part('opt.').items(): memory.setdefault(int(k.split('.')[0]), {})[k.split('.')[1]] = v
+    for k, v in part('opt.').items():
+        i, name = k.split('.'); memory.setdefault(int(i), {})[name] = v.to(memory_format=torch.channels_last) if v.ndim == 4 else v
     opt.load_state_dict(opt.state_dict() | {'state': memory})
     return tensors['losses'].tolist(), state
 
-# %% ../nbs/06_training.ipynb #582140fd
-def _make_optimizer(model, lr):
-    "Accelerate's helper, and model and optimizer on its device; convolutions like channels last."
+# %% ../nbs/06_training.ipynb #7002c604
+def _accelerator():
+    "Accelerate's helper for `default_device()`; bfloat16 where a GPU has it."
     from accelerate import Accelerator
-    cpu = default_device().type == 'cpu'; torch.backends.cudnn.deterministic = True
-    accelerator = Accelerator(cpu=cpu, mixed_precision='bf16' if default_device().type == 'cuda' else 'no')
-    model = model.to(accelerator.device, memory_format=torch.channels_last)
-    return accelerator, *accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=lr, betas=(.9, .99), weight_decay=0))
+    device, bf16 = default_device(), False
+    if device.type == 'cuda':
+        torch.cuda.set_device(device); torch.backends.cudnn.deterministic = True
+        bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    return Accelerator(cpu=device.type == 'cpu', mixed_precision='bf16' if bf16 else 'no')
 
 # %% ../nbs/06_training.ipynb #4dd546e7
 class _Clock:
@@ -91,7 +93,7 @@ class _Clock:
         self.bar.update(min(100*progress, 100) - self.bar.n); self.bar.set_postfix(figures); self.shown = time.perf_counter()
     def due(self): return time.perf_counter() - self.shown > .5
 
-# %% ../nbs/06_training.ipynb #750478d7
+# %% ../nbs/06_training.ipynb #ce71d31f
 def fit(model, loss,           # loss(model, indices) -> scalar tensor
         n:int,                 # training examples
         batch_size:int, lr:float,
@@ -100,10 +102,14 @@ def fit(model, loss,           # loss(model, indices) -> scalar tensor
         checkpoint=None,       # file to resume from if it is there, and to save to
         save_every=20.         # seconds between checkpoints
        )->dict:                # model, ema (or None), losses (steps,), seconds
-    "Train `model` with AdamW, a cosine schedule, clipping and EMA. The same result for a seed, however often it was interrupted."
-    accelerator, model, opt = _make_optimizer(model, lr)
+    "Train `model` with AdamW, a cosine schedule, clipping and EMA. With `num_steps` the result is the same however often it was interrupted."
+    run = dict(stage=stage, seed=seed, n=n, batch_size=batch_size, lr=lr, num_steps=num_steps, budget=seconds, ema_decay=ema_decay)
+    accelerator = _accelerator()
+    model = model.to(accelerator.device, memory_format=torch.channels_last)
     ema = copy.deepcopy(model).requires_grad_(False).eval() if ema_decay else None
-    losses, state = load_checkpoint(checkpoint, model, ema, opt) if checkpoint and Path(checkpoint).exists() else ([], dict(seconds=0.))
+    model, opt = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=lr, betas=(.9, .99), weight_decay=0))
+    losses, state = load_checkpoint(checkpoint, model, ema, opt) if checkpoint and Path(checkpoint).exists() else ([], dict(seconds=0., run=run))
+    if state['run'] != run: raise InputError(f'{checkpoint} belongs to another run ({state["run"]}): choose another file')
     clock, saved = _Clock(stage, num_steps, seconds, state['seconds']), time.perf_counter()
     model.train()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -118,12 +124,12 @@ def fit(model, loss,           # loss(model, indices) -> scalar tensor
             if not losses[-1] < 1e6: raise InputError(f'{stage}: the loss is {losses[-1]} at step {step}: lower the learning rate, or look for NaN in the data')
             if clock.due(): clock.show(progress, loss=f'{np.mean(losses[-50:]):.4f}', images_s=f'{batch_size*(step+1)/clock.elapsed():.0f}')
             if checkpoint and time.perf_counter() - saved > save_every:
-                save_checkpoint(checkpoint, model, ema, opt, losses, dict(seconds=clock.elapsed())); saved = time.perf_counter()
+                save_checkpoint(checkpoint, model, ema, opt, losses, dict(seconds=clock.elapsed(), run=run)); saved = time.perf_counter()
     clock.bar.close()
     if not state.get('done'):
-        state = dict(seconds=clock.elapsed(), done=True)
+        state = dict(seconds=clock.elapsed(), run=run, done=True)
         if checkpoint: save_checkpoint(checkpoint, model, ema, opt, losses, state)
-    return dict(model=accelerator.unwrap_model(model).eval(), ema=ema, losses=np.array(losses, np.float32), seconds=state['seconds'])
+    return dict(model=accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval(), ema=ema, losses=np.array(losses, np.float32), seconds=state['seconds'])
 
 # %% ../nbs/06_training.ipynb #8bcad5af
 def train_autoencoder(images:Tensor,   # (n, c, h, w), padded
@@ -148,7 +154,7 @@ def train_denoiser(latents:Tensor,       # (n, c, h, w), normalized
         return diffusion_loss(model, latents[i].to(device), y, schedule, recipe.prediction_type)
     return fit(unet, loss, len(latents), recipe.batch, recipe.lr, seed=seed, stage='denoiser', ema_decay=recipe.ema_decay, **budget)
 
-# %% ../nbs/06_training.ipynb #acae15d5
+# %% ../nbs/06_training.ipynb #0549a46b
 class LatentDiffusion(nn.Module):
     "A trained latent diffusion model: images (n, c, h, w) in [-1, 1] of their own size in, the same out."
     def __init__(self, autoencoder:VAE, stats:LatentStats, denoiser:UNet, ema:UNet, schedule='flow', prediction_type='flow_prediction',
@@ -157,7 +163,8 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         if stats.encoder != fingerprint(autoencoder): raise InputError('the latent statistics were measured with another autoencoder: measure them again with latent_stats')
         for net in (denoiser, ema):
-            if net.trained_on != stats.fingerprint: raise InputError(f'the denoiser was trained on latents with statistics {net.trained_on}, these are {stats.fingerprint}: use the statistics it was trained with')
+            trained_on = getattr(net, 'trained_on', None)
+            if trained_on != stats.fingerprint: raise InputError(f'the denoiser was trained on latents with statistics {trained_on}, these are {stats.fingerprint}: use the statistics it was trained with (train_denoiser notes them)')
         self.autoencoder, self.stats, self.denoiser, self.ema = autoencoder.eval(), stats, denoiser.eval(), ema.eval()
         self.schedule, self.prediction_type = Schedule(schedule), prediction_type
         self.image_size, self.classes, self.card = tuple(image_size), tuple(classes), card or {}
@@ -216,7 +223,7 @@ def sample(self:LatentDiffusion, n=16,
             out.append(self.decode(z))
     return torch.cat(out)
 
-# %% ../nbs/06_training.ipynb #da641d69
+# %% ../nbs/06_training.ipynb #f65e9d46
 FORMAT = 1 # of a saved model; raised when a change makes old files unreadable
 
 def _sha256(data:bytes): return hashlib.sha256(data).hexdigest()
@@ -228,20 +235,22 @@ def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
     "Write the model to a new folder. `InputError` if it exists, unless `overwrite`."
     folder = Path(folder)
     if folder.exists() and not overwrite: raise InputError(f'{folder} exists: choose another folder, or pass overwrite=True')
-    part = folder.with_name(f'.{folder.name}.{os.getpid()}.part'); part.mkdir(parents=True)
+    part, old = (folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}.{kind}') for kind in ('part', 'old')); part.mkdir(parents=True)
+    nets = dict(autoencoder=self.autoencoder, ema=self.ema) | ({} if ema_only or self.denoiser is self.ema else dict(denoiser=self.denoiser))
     try:
-        for name, net in dict(autoencoder=self.autoencoder, ema=self.ema, **({} if ema_only else dict(denoiser=self.denoiser))).items():
+        for name, net in nets.items():
             save_tensors(part/f'{name}.safetensors', net.state_dict(), dict(config=net.config, trained_on=getattr(net, 'trained_on', None)))
         write_json(part/'card.json', self.card)
         config = dict(format=FORMAT, ldm_nb=ldm_nb.__version__, schedule=self.schedule.name, prediction_type=self.prediction_type, image_size=list(self.image_size),
                       classes=list(self.classes), stats=asdict(self.stats), files={p.name: _sha256(p.read_bytes()) for p in sorted(part.iterdir())})
         write_json(part/'config.json', config | dict(checksum=_config_checksum(config)))
-        old = folder.with_name(f'.{folder.name}.{os.getpid()}.old')
         if folder.exists(): folder.rename(old)
-        part.rename(folder); shutil.rmtree(old, ignore_errors=True)
-    finally: shutil.rmtree(part, ignore_errors=True)
+        part.rename(folder)
+    finally:
+        if old.exists() and not folder.exists(): old.rename(folder) # what was there comes back
+        for rest in (part, old): shutil.rmtree(rest, ignore_errors=True)
 
-# %% ../nbs/06_training.ipynb #94ba887d
+# %% ../nbs/06_training.ipynb #5e153fbf
 def _find_model(name):
     "The folder that `name` means: a folder, a shipped model, or one on the Hugging Face Hub (downloaded)."
     shipped = PACKAGE/'weights'/str(name)
@@ -251,15 +260,18 @@ def _find_model(name):
     if Path(name).exists() or str(name).count('/') != 1 or str(name).startswith(('.', '/')):
         names = sorted(p.parent.name for p in PACKAGE.glob('weights/*/config.json'))
         raise InputError(f'{name} is not a model: expected a folder that save_pretrained wrote, a Hub id (owner/name) or a shipped model ({", ".join(names)})')
-    from huggingface_hub import snapshot_download
-    try: return Path(snapshot_download(str(name), allow_patterns=['*.json', '*.safetensors']))
+    from huggingface_hub import hf_hub_download
+    try:
+        config = Path(hf_hub_download(str(name), 'config.json'))
+        for part in json.loads(config.read_text()).get('files', {}): hf_hub_download(str(name), part)
+        return config.parent
     except Exception as e: raise InputError(f'{name} is not a folder here, and cannot be downloaded from the Hugging Face Hub ({type(e).__name__}): check the name and the network') from None
 
-# %% ../nbs/06_training.ipynb #78bfb131
+# %% ../nbs/06_training.ipynb #4e6603e2
 def _read_config(folder):
     "The config of a saved model, after checking its version, itself and every file it lists."
     config = read_json(folder/'config.json')
-    if config.get('format') != FORMAT: raise InputError(f'{folder} was saved in format {config.get("format")} by ldm_nb {config.get("ldm_nb")}; this version reads format {FORMAT}: install the matching version')
+    if config.get('format') != FORMAT: raise InputError(f'{folder} is of another kind, or was saved in format {config.get("format")} by ldm_nb {config.get("ldm_nb")}; this version reads format {FORMAT}: install the matching version')
     if config.get('checksum') != _config_checksum(config): raise InputError(f'{folder}/config.json was changed after it was saved: its checksum differs')
     for name, expected in config['files'].items():
         if not (folder/name).is_file(): raise InputError(f'{folder}/{name} is missing')
@@ -291,26 +303,28 @@ def push_to_hub(self:LatentDiffusion, repo_id, private=False):
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
         return HfApi().upload_folder(repo_id=repo_id, folder_path=Path(d)/'model')
 
-# %% ../nbs/06_training.ipynb #3890564d
+# %% ../nbs/06_training.ipynb #d9c1f2a4
 def _plan(out, plan, resume):
     "Write what this run is to out/run.json, or hold it against what is there."
     if (out/'run.json').exists():
-        if not resume: raise InputError(f'{out} already holds a run: pass resume to continue it, or choose another folder')
+        if not resume: raise InputError(f'{out} already holds a run: continue it with resume (ldm_train --resume), or choose another folder')
         old = read_json(out/'run.json')
         wrong = [f'{k}: {old.get(k)} then, {plan[k]} now' for k in plan if old.get(k) != plan[k]]
         if wrong: raise InputError(f'{out} holds another run ({"; ".join(wrong)}): resume with the same settings')
     elif out.exists() and any(out.iterdir()): raise InputError(f'{out} is not empty: choose another folder')
     else: write_json(out/'run.json', plan)
 
-# %% ../nbs/06_training.ipynb #33842787
+# %% ../nbs/06_training.ipynb #a093540d
 def train_latent_diffusion(data:ImageData, out, # a new folder, or that of a run to resume
                            minutes:float|None=None, steps:int|None=None, # budget of both stages together, or steps of each
                            size:str|None=None,  # smoke, lesson or full: chooses the `Recipe`
                            seed=0, resume=False)->tuple: # (LatentDiffusion, {stage: losses})
     "Train both stages on `data` and save the model to out/model."
     if (minutes is None) == (steps is None): raise InputError(f'minutes is {minutes} and steps {steps}: give one of the two')
-    if (minutes or steps) <= 0: raise InputError('the budget must be more than nothing')
-    out, size = Path(out), size or default_size(); recipe = RECIPES[size]
+    if (steps if minutes is None else minutes) <= 0: raise InputError('the budget must be more than nothing')
+    out, size = Path(out), size or default_size()
+    if size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
+    recipe = RECIPES[size]
     _plan(out, json.loads(json.dumps(dict(data=data.name, images=data.fingerprint(), recipe=asdict(recipe), size=size, minutes=minutes, steps=steps, seed=seed, ldm_nb=ldm_nb.__version__))), resume)
     budget = lambda stage, share: dict(num_steps=steps, seconds=minutes and 60*minutes*share, checkpoint=out/'checkpoints'/f'{stage}.safetensors')
     images = pad_images(data.images, recipe.f*2**(len(recipe.widths) - 1))
@@ -336,7 +350,7 @@ def plot_losses(losses:dict): # {stage: (steps,)}
         ax.plot(np.arange(len(smooth)) + k, smooth); ax.set(title=f'{stage} (lower is better)', xlabel='step', ylabel=f'loss, mean of {k} steps', yscale='log')
     fig.tight_layout(); return fig
 
-# %% ../nbs/06_training.ipynb #1fb7a7c7
+# %% ../nbs/06_training.ipynb #636252b8
 def save_png(path, array:np.ndarray): # (h, w) or (h, w, 3), uint8
     "Write a PNG, atomically."
     from PIL import Image
@@ -346,7 +360,7 @@ def save_npy(path, array):
     "Write a `.npy`, atomically."
     with atomic_path(path) as p, open(p, 'wb') as f: np.save(f, array, allow_pickle=False)
 
-# %% ../nbs/06_training.ipynb #42228a74
+# %% ../nbs/06_training.ipynb #bcd167e0
 @command
 def ldm_sample(model:str,             # a folder, a shipped name (fashion) or a Hub id
                n:int=16,              # images to draw
@@ -359,7 +373,7 @@ def ldm_sample(model:str,             # a folder, a shipped name (fashion) or a 
     "Draw images from a trained latent diffusion model."
     ldm = LatentDiffusion.from_pretrained(model)
     if label and not label.isdigit() and label not in ldm.classes: raise InputError(f'label is {label!r}: choose one of {", ".join(ldm.classes)} or its number')
-    y = None if not label else int(label) if label.isdigit() else ldm.classes.index(label)
+    y = None if not label else ldm.classes.index(label) if label in ldm.classes else int(label)
     images = ldm.sample(n, y, guidance, steps, seed, progress=True)
     save_png(out, image_grid(images)); print(f'{n} images: {out}')
     if npy: save_npy(npy, to_uint8(images)); print(f'as an array: {npy}')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['kl_divergence', 'reparameterize', 'VAE', 'vae_loss', 'LatentStats', 'encode_all', 'latent_stats']
 
-# %% ../nbs/03_vae.ipynb #521f3657
-import math
+# %% ../nbs/03_vae.ipynb #14678c85
+import json, math
 from dataclasses import asdict, dataclass
 import torch
 import torch.nn.functional as F
@@ -78,11 +78,11 @@ def encode_all(autoencoder, images:Tensor, batch_size=250)->Tensor: # (n, latent
     device = next(autoencoder.parameters()).device
     return torch.cat([autoencoder.encode(batch.to(device)).cpu() for batch in images.split(batch_size)])
 
-# %% ../nbs/03_vae.ipynb #929a8837
+# %% ../nbs/03_vae.ipynb #4f31adc8
 def latent_stats(autoencoder, images:Tensor, latents:Tensor|None=None)->LatentStats:
-    "Measure `LatentStats` over all `images`. `InputError` for a channel that never varies (posterior collapse)."
+    "Measure `LatentStats` over all `images`. `InputError` for a constant channel; collapse shows in nats a channel."
     z = encode_all(autoencoder, images) if latents is None else latents
     z = z.double().transpose(0, 1).flatten(1)                          # (c, n*h*w)
     std = z.std(1)
-    if not (std > 1e-6).all(): raise InputError(f'latent channels have standard deviations {std.tolist()}: a channel that never varies has collapsed, lower kl_weight')
+    if not (std > 1e-6).all(): raise InputError(f'latent channels have standard deviations {std.tolist()}: a constant channel cannot be scaled, train longer or lower kl_weight')
     return LatentStats(z.mean(1).tolist(), std.tolist(), len(images), fingerprint(autoencoder), fingerprint(images))
