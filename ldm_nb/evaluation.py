@@ -152,35 +152,37 @@ def _train_and_report(data, out, minutes, steps, size, seed, resume, n=500):
     write_json(out/'report.json', figures); print_table(figures); print(f'written to {out}: model/ samples.png samples.npy losses.png report.json')
     return figures
 
-# %% ../nbs/07_evaluation.ipynb #4a91190c
+# %% ../nbs/07_evaluation.ipynb #aba705f1
 @command
 def ldm_train(data:str='fashion',     # fashion, fashion-full or a folder of images
               out:str='runs/ldm',     # new folder for the results, or that of a run to resume
               minutes:float=None,     # wall-clock budget of both stages together
               steps:int=None,         # instead of minutes: steps of each stage, for a repeatable run
-              size:str='',            # smoke, lesson or full: how big the networks are (default: LDM_SIZE or lesson)
+              size:str=None,          # smoke, lesson or full: how big the networks are (default: LDM_SIZE or lesson)
               seed:int=0,             # the same seed and steps, the same model
               resume:bool=False):     # continue a run that was interrupted
     "Train a latent diffusion model, sample from it and evaluate it."
     return _train_and_report(data, out, minutes, steps, size, seed, resume)
 
-# %% ../nbs/07_evaluation.ipynb #39f48888
+# %% ../nbs/07_evaluation.ipynb #47e307d2
 @command
 def ldm_demo(out:str='runs/demo',  # new folder for the results
              minutes:float=None,   # wall-clock budget of both stages together (default: 5 at lesson size)
-             size:str='',          # smoke, lesson or full (default: LDM_SIZE or lesson)
+             size:str=None,        # smoke, lesson or full (default: LDM_SIZE or lesson)
              seed:int=0):          # for data order, weights and samples
     "From nothing to clothes: train both stages on the embedded Fashion-MNIST, draw 500 samples, evaluate them."
     return _train_and_report('fashion', out, minutes, None, size, seed, False)
 
-# %% ../nbs/07_evaluation.ipynb #addfabc3
+# %% ../nbs/07_evaluation.ipynb #a9995ee2
 @command
 def ldm_eval(what:str,                   # FILE.npy (uint8, (n, h, w) or (n, h, w, c)) or a model: folder, shipped name, Hub id
              data:str='fashion',         # what it is held against: fashion, fashion-full or a folder
-             features:str='',            # feature network: classifier or pixels (default: what suits the data)
+             features:str=None,          # feature network: classifier or pixels (default: what suits the data)
              n:int=500,                  # samples to draw from a model
-             guidance:float=2., steps:int=30, seed:int=0, # of those samples
-             out:str=''):                # also write the figures to this JSON file
+             guidance:float=2.,          # of those samples
+             steps:int=30,               # network evaluations for each of those samples
+             seed:int=0,                 # of those samples
+             out:str=None):              # also write the figures to this JSON file
     "Measure a model, or an array of images, against held-out real images."
     train, test = load_data(data)
     if what.endswith('.npy'):

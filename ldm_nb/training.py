@@ -314,14 +314,14 @@ def _plan(out, plan, resume):
     elif out.exists() and any(out.iterdir()): raise InputError(f'{out} is not empty: choose another folder')
     else: write_json(out/'run.json', plan)
 
-# %% ../nbs/06_training.ipynb #a093540d
+# %% ../nbs/06_training.ipynb #4fa35da8
 def train_latent_diffusion(data:ImageData, out, # a new folder, or that of a run to resume
                            minutes:float|None=None, steps:int|None=None, # budget of both stages together, or steps of each
                            size:str|None=None,  # smoke, lesson or full: chooses the `Recipe`
                            seed=0, resume=False)->tuple: # (LatentDiffusion, {stage: losses})
     "Train both stages on `data` and save the model to out/model."
     if (minutes is None) == (steps is None): raise InputError(f'minutes is {minutes} and steps {steps}: give one of the two')
-    if (steps if minutes is None else minutes) <= 0: raise InputError('the budget must be more than nothing')
+    if (steps if minutes is None else minutes) <= 0: raise InputError(f'the budget is {steps if minutes is None else minutes}: it must be more than nothing')
     out, size = Path(out), size or default_size()
     if size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
     recipe = RECIPES[size]
@@ -360,16 +360,16 @@ def save_npy(path, array):
     "Write a `.npy`, atomically."
     with atomic_path(path) as p, open(p, 'wb') as f: np.save(f, array, allow_pickle=False)
 
-# %% ../nbs/06_training.ipynb #bcd167e0
+# %% ../nbs/06_training.ipynb #83fbe6b4
 @command
 def ldm_sample(model:str,             # a folder, a shipped name (fashion) or a Hub id
                n:int=16,              # images to draw
-               label:str='',          # class, by name or number; by default all in turn
+               label:str=None,        # class, by name or number; by default all in turn
                guidance:float=2.,     # 0 ignores labels, 1 follows them, more exaggerates them
                steps:int=30,          # network evaluations an image
                seed:int=0,            # the same seed, the same images
                out:str='samples.png', # picture of all images
-               npy:str=''):           # also write the images as uint8 array (n, h, w) or (n, h, w, c)
+               npy:str=None):         # also write the images as uint8 array (n, h, w) or (n, h, w, c)
     "Draw images from a trained latent diffusion model."
     ldm = LatentDiffusion.from_pretrained(model)
     if label and not label.isdigit() and label not in ldm.classes: raise InputError(f'label is {label!r}: choose one of {", ".join(ldm.classes)} or its number')

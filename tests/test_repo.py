@@ -101,3 +101,10 @@ def test_sizes_of_what_is_committed():
     size = lambda pattern: sum(p.stat().st_size for p in ROOT.glob(pattern) if p.is_file())
     assert size('ldm_nb/weights/**/*') < 25e6
     assert size('nbs/**/*') + size('ldm_nb/**/*') < 60e6
+
+
+@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_converts_to_html(path):
+    from nbconvert import HTMLExporter
+    html, _ = HTMLExporter().from_filename(str(path))
+    assert html.count('<h1') == 1 and len(html) < 8e6
