@@ -115,7 +115,7 @@ def _open_image(path, size):
     if im.mode.startswith('I;16') or im.mode == 'I': im = Image.fromarray((np.asarray(im).clip(0, 65535) // 257).astype(np.uint8))
     return ImageOps.fit(im.convert('L' if grey else 'RGB'), (size, size), Image.Resampling.LANCZOS)
 
-# %% ../nbs/01_data.ipynb #216d110c
+# %% ../nbs/01_data.ipynb #02df388f
 def image_folder(path,                  # a folder of images, or of one subfolder a class
                  size:int=32,           # pixels a side of the result
                  channels:int|None=None # 1 or 3; by default 1 only if every image is grey
@@ -126,7 +126,7 @@ def image_folder(path,                  # a folder of images, or of one subfolde
     if not path.is_dir(): raise InputError(f'{path} is not a folder')
     files = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_TYPES and not p.name.startswith('.'))
     if not files: raise InputError(f'{path} holds no images ({" ".join(IMAGE_TYPES)})')
-    opened = [_open_image(f, size) for f in tqdm(files, desc=f'reading {path.name}', disable=len(files) < 500)]
+    opened = [_open_image(f, size) for f in (tqdm(files, desc=f'reading {path.name}') if len(files) > 500 else files)]
     mode = {1: 'L', 3: 'RGB'}[channels or (1 if all(im.mode == 'L' for im in opened) else 3)]
     images = from_uint8(np.stack([np.asarray(im.convert(mode)) for im in opened]))
     groups = [f.relative_to(path).parts[0] if f.parent != path else None for f in files]

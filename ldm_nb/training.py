@@ -201,7 +201,7 @@ def _labels(self:LatentDiffusion, n, labels): # (n,) or None
         raise InputError(f'labels are {labels.tolist()[:8]}: expected one number or {n} of them, from 0 to {k - 1} ({", ".join(self.classes)})')
     return labels
 
-# %% ../nbs/06_training.ipynb #9ea06af8
+# %% ../nbs/06_training.ipynb #d380742a
 @patch
 def sample(self:LatentDiffusion, n=16,
            labels=None,      # a number, or (n,) numbers; by default the classes in turn
@@ -215,7 +215,7 @@ def sample(self:LatentDiffusion, n=16,
     labels, out = self._labels(n, labels), []
     sides = [-(-s//self._multiple)*self._multiple//self.autoencoder.f for s in self.image_size]
     noise = torch.randn(n, self.autoencoder.latent_channels, *sides, generator=generator(seed, 'sample'))
-    with tqdm(total=n*steps, desc='sampling', disable=not progress, leave=False) as bar:
+    with tqdm(total=n*steps, desc='sampling', leave=False, **({} if progress else dict(disable=True))) as bar:
         for first in range(0, n, batch_size):
             x, y = noise[first:first+batch_size].to(self.device), None if labels is None else labels[first:first+batch_size].to(self.device)
             denoise = guided(self.ema, y, self.schedule, self.prediction_type, guidance)
