@@ -75,10 +75,10 @@ def _checked_idx(path, name):
         raise InputError(f'{path} is not the published Fashion-MNIST file (its checksum differs): delete it and try again')
     return array
 
-# %% ../nbs/01_data.ipynb #2b1299aa
+# %% ../nbs/01_data.ipynb #5d5de93d
 def _download(url, path, timeout=20):
     "Download with a progress bar to `path`, atomically; `InputError` says how to get the file otherwise."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     try:
         with urllib.request.urlopen(url, timeout=timeout) as r, atomic_path(path) as part, open(part, 'wb') as f, \
              tqdm(total=int(r.headers.get('content-length') or 0), unit='B', unit_scale=True, desc=Path(path).name) as bar:
@@ -115,13 +115,13 @@ def _open_image(path, size):
     if im.mode.startswith('I;16') or im.mode == 'I': im = Image.fromarray((np.asarray(im).clip(0, 65535) // 257).astype(np.uint8))
     return ImageOps.fit(im.convert('L' if grey else 'RGB'), (size, size), Image.Resampling.LANCZOS)
 
-# %% ../nbs/01_data.ipynb #02df388f
+# %% ../nbs/01_data.ipynb #88afc3f5
 def image_folder(path,                  # a folder of images, or of one subfolder a class
                  size:int=32,           # pixels a side of the result
                  channels:int|None=None # 1 or 3; by default 1 only if every image is grey
                 )->ImageData:           # (n, channels, size, size)
     "All images below `path`, in the order of their names. `InputError` names the folder or file that is wrong."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     path = Path(path)
     if not path.is_dir(): raise InputError(f'{path} is not a folder')
     files = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_TYPES and not p.name.startswith('.'))
@@ -157,10 +157,10 @@ def batch_indices(step:int, n:int, batch_size:int, seed:int=0)->Tensor: # (batch
     epoch, k = divmod(step, n // batch_size)
     return _permutation(n, seed, epoch)[k*batch_size:(k+1)*batch_size]
 
-# %% ../nbs/01_data.ipynb #f51fc499
+# %% ../nbs/01_data.ipynb #d7d2d1b8
 def minibatches(n:int, batch_size:int, num_steps:int, seed:int=0, desc='training'):
     "Yield `batch_indices` for `num_steps` steps, behind a progress bar."
-    from tqdm.auto import trange
+    from tqdm import trange
     for step in trange(num_steps, desc=desc, leave=False): yield batch_indices(step, n, batch_size, seed)
 
 # %% ../nbs/01_data.ipynb #fb8475bc

@@ -80,11 +80,11 @@ def _accelerator():
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Accelerator(cpu=device.type == 'cpu', mixed_precision='bf16' if bf16 else 'no')
 
-# %% ../nbs/06_training.ipynb #4dd546e7
+# %% ../nbs/06_training.ipynb #a63445da
 class _Clock:
     "How much of a budget of steps or seconds is used, and the bar that shows it."
     def __init__(self, stage, num_steps, seconds, elapsed):
-        from tqdm.auto import tqdm
+        from tqdm import tqdm
         self.num_steps, self.seconds, self.start, self.shown = num_steps, seconds, time.perf_counter() - elapsed, 0.
         self.bar = tqdm(total=100, desc=stage, leave=False, bar_format='{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}')
     def elapsed(self): return time.perf_counter() - self.start
@@ -201,7 +201,7 @@ def _labels(self:LatentDiffusion, n, labels): # (n,) or None
         raise InputError(f'labels are {labels.tolist()[:8]}: expected one number or {n} of them, from 0 to {k - 1} ({", ".join(self.classes)})')
     return labels
 
-# %% ../nbs/06_training.ipynb #d380742a
+# %% ../nbs/06_training.ipynb #80377a8f
 @patch
 def sample(self:LatentDiffusion, n=16,
            labels=None,      # a number, or (n,) numbers; by default the classes in turn
@@ -210,7 +210,7 @@ def sample(self:LatentDiffusion, n=16,
            seed=0, eta=0.,   # 0: deterministic; 1: ancestral
            progress=False, batch_size=250)->Tensor: # (n, c, h, w) in [-1, 1]
     "Draw `n` images. The same seed gives the same images on one device."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     if n < 1 or steps < 1: raise InputError(f'n is {n} and steps {steps}: both must be 1 or more')
     labels, out = self._labels(n, labels), []
     sides = [-(-s//self._multiple)*self._multiple//self.autoencoder.f for s in self.image_size]
@@ -340,11 +340,11 @@ def train_latent_diffusion(data:ImageData, out, # a new folder, or that of a run
     ldm.save_pretrained(out/'model', overwrite=resume)
     return ldm, dict(autoencoder=one['losses'], denoiser=two['losses'])
 
-# %% ../nbs/06_training.ipynb #cc8fa12a
+# %% ../nbs/06_training.ipynb #323b0a3a
 def plot_losses(losses:dict): # {stage: (steps,)}
     "A panel for each stage, smoothed over a hundredth of the run; returns the figure."
-    from matplotlib.figure import Figure
-    fig = Figure(figsize=(8, 2.6), dpi=80); axes = fig.subplots(1, len(losses))
+    import matplotlib.pyplot as plt
+    fig, axes = plt.subplots(1, len(losses), figsize=(8, 2.6), dpi=80)
     for ax, (stage, values) in zip(axes, losses.items()):
         k = max(len(values)//100, 1); smooth = np.convolve(values, np.ones(k)/k, 'valid')
         ax.plot(np.arange(len(smooth)) + k, smooth); ax.set(title=f'{stage} (lower is better)', xlabel='step', ylabel=f'loss, mean of {k} steps', yscale='log')
