@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'MIN_IMAGES', 'frechet_distance', 'Classifier', 'train_classifier', 'load_classifier',
-           'classifier_features', 'pixel_features', 'feature_distance', 'class_accuracy', 'evaluate', 'report',
-           'print_table', 'ldm_train', 'ldm_demo', 'ldm_eval']
+           'classifier_features', 'pixel_features', 'feature_stats', 'feature_distance', 'class_accuracy', 'evaluate',
+           'report', 'print_table', 'ldm_train', 'ldm_demo', 'ldm_eval']
 
 # %% ../nbs/07_evaluation.ipynb #7607119c
 import json, time
@@ -79,65 +79,72 @@ def pixel_features(images:Tensor)->Tensor: # (n, 64 c)
 
 FEATURES = dict(classifier=classifier_features, pixels=pixel_features)
 
-# %% ../nbs/07_evaluation.ipynb #9aae0ffb
+# %% ../nbs/07_evaluation.ipynb #ff7efb4d
 MIN_IMAGES = 50 # with fewer, a covariance of 64 or more features is mostly error
 
+def feature_stats(images:Tensor, features='classifier')->tuple: # mean (d,), covariance (d, d), float64
+    "Mean and covariance of the images' features. `InputError` for an unknown network or fewer than `MIN_IMAGES` images."
+    if features not in FEATURES: raise InputError(f'features is {features!r}: choose one of {", ".join(FEATURES)}')
+    if len(images) < MIN_IMAGES: raise InputError(f'{len(images)} images: a distance between distributions needs {MIN_IMAGES} or more')
+    f = FEATURES[features](images).double()
+    return f.mean(0), torch.cov(f.T)
+
+# %% ../nbs/07_evaluation.ipynb #4fef6822
 def feature_distance(images:Tensor, reference:Tensor, features='classifier')->float:
     "Fréchet distance of two sets of images in the features of the named network. Lower is better."
-    if features not in FEATURES: raise InputError(f'features is {features!r}: choose one of {", ".join(FEATURES)}')
-    stats = []
-    for x in (images, reference):
-        if len(x) < MIN_IMAGES: raise InputError(f'{len(x)} images: a distance between distributions needs {MIN_IMAGES} or more')
-        f = FEATURES[features](x).double(); stats += [f.mean(0), torch.cov(f.T)]
-    return frechet_distance(*stats)
+    return frechet_distance(*feature_stats(images, features), *feature_stats(reference, features))
 
-# %% ../nbs/07_evaluation.ipynb #d88d2b25
+# %% ../nbs/07_evaluation.ipynb #20a550c4
 @torch.no_grad()
 def class_accuracy(images:Tensor, labels:Tensor)->float:
     "The share of Fashion-MNIST images (n, 1, 28, 28) that the shipped classifier assigns to their label."
     net = load_classifier()
     return (torch.cat([net(b.to(default_device())).argmax(1).cpu() for b in images.split(500)]) == labels).float().mean().item()
 
-# %% ../nbs/07_evaluation.ipynb #96a63323
+# %% ../nbs/07_evaluation.ipynb #97d3b95e
 def evaluate(images:Tensor,       # (n, c, h, w), what is judged
              reference:ImageData, # held-out real images
              real:ImageData,      # other real images: the floor is measured with n of them
              labels=None,         # (n,), what was asked for
-             features='classifier')->dict:
+             features='classifier',
+             **others)->dict:     # name=images: their distances are measured beside
     "Distance and its floor at the same count (None for too few images), and class accuracy where labels and a classifier are there."
     n = min(len(images), len(real))
-    distance = lambda x: feature_distance(x, reference.images, features) if min(n, len(reference)) >= MIN_IMAGES else None
-    result = dict(features=features, n=len(images), reference=f'{reference.name}, {len(reference)} images', distance=distance(images), floor=distance(real.images[:n]), floor_n=n)
-    if result['distance'] is None: result['note'] = f'no distance: it needs {MIN_IMAGES} images on each side'
+    result = dict(features=features, n=len(images), reference=f'{reference.name}, {len(reference)} images', floor_n=n)
+    if min(n, len(reference)) < MIN_IMAGES: result |= dict(distance=None, floor=None, note=f'no distance: it needs {MIN_IMAGES} images on each side')
+    else:
+        stats = feature_stats(reference.images, features)
+        result |= {name: frechet_distance(*feature_stats(x, features), *stats) for name, x in dict(distance=images, floor=real.images[:n], **others).items()}
     if labels is not None and reference.classes == FASHION_CLASSES:
         result |= dict(class_accuracy=class_accuracy(images, labels), class_accuracy_real=class_accuracy(reference.images, reference.labels))
     return result
 
-# %% ../nbs/07_evaluation.ipynb #68fd36f0
+# %% ../nbs/07_evaluation.ipynb #8c3a835b
 @patch
 def reconstruct(self:LatentDiffusion, images:Tensor, batch_size=250)->Tensor: # like images
     "Images through encoder and decoder."
     return torch.cat([self.decode(self.encode(b)) for b in images.split(batch_size)])
 
-# %% ../nbs/07_evaluation.ipynb #363eac29
+# %% ../nbs/07_evaluation.ipynb #d528d94b
 def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features=None, guidance=2., steps=30, seed=0)->tuple: # (dict, images)
     "Sample `n` images and measure them, the autoencoder and the speed."
     if n < MIN_IMAGES: raise InputError(f'n is {n}: a report needs {MIN_IMAGES} samples or more')
     features = features or ('classifier' if test.classes == FASHION_CLASSES else 'pixels')
+    if features not in FEATURES: raise InputError(f'features is {features!r}: choose one of {", ".join(FEATURES)}')
     start = time.perf_counter(); images = ldm.sample(n, guidance=guidance, steps=steps, seed=seed, progress=True); seconds = time.perf_counter() - start
     recon, recon_train = ldm.reconstruct(test.images), ldm.reconstruct(train.images[:n])
     error = (recon - test.images).square().mean()
-    return dict(**evaluate(images, test, train, ldm._labels(n, None), features), reconstruction_distance=evaluate(recon_train, test, train, features=features)['distance'],
+    return dict(**evaluate(images, test, train, ldm._labels(n, None), features, reconstruction_distance=recon_train),
                 psnr=psnr(recon, test.images).mean().item(), psnr_of_mean_error=(10*torch.log10(4/error)).item(), guidance=guidance, sampling_steps=steps, sampling_seed=seed,
                 images_per_second=n/seconds, card=ldm.card), images
 
-# %% ../nbs/07_evaluation.ipynb #2b0701e7
+# %% ../nbs/07_evaluation.ipynb #440e0b39
 def print_table(result:dict):
     "Print figures, one a line; nested ones are left to the JSON file."
     for k, v in result.items():
         if not isinstance(v, dict) and v is not None: print(f'{k:26} {v:.4g}' if isinstance(v, float) else f'{k:26} {v}')
 
-# %% ../nbs/07_evaluation.ipynb #0016da8d
+# %% ../nbs/07_evaluation.ipynb #f0a2401a
 def _train_and_report(data, out, minutes, steps, size, seed, resume, n=500):
     "Train both stages and leave model/, samples.png, samples.npy, losses.png and report.json in `out`."
     if size and size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
@@ -152,7 +159,7 @@ def _train_and_report(data, out, minutes, steps, size, seed, resume, n=500):
     write_json(out/'report.json', figures); print_table(figures); print(f'written to {out}: model/ samples.png samples.npy losses.png report.json')
     return figures
 
-# %% ../nbs/07_evaluation.ipynb #aba705f1
+# %% ../nbs/07_evaluation.ipynb #8b6d638e
 @command
 def ldm_train(data:str='fashion',     # fashion, fashion-full or a folder of images
               out:str='runs/ldm',     # new folder for the results, or that of a run to resume
@@ -164,7 +171,7 @@ def ldm_train(data:str='fashion',     # fashion, fashion-full or a folder of ima
     "Train a latent diffusion model, sample from it and evaluate it."
     return _train_and_report(data, out, minutes, steps, size, seed, resume)
 
-# %% ../nbs/07_evaluation.ipynb #47e307d2
+# %% ../nbs/07_evaluation.ipynb #2f140cdd
 @command
 def ldm_demo(out:str='runs/demo',  # new folder for the results
              minutes:float=None,   # wall-clock budget of both stages together (default: 5 at lesson size)
@@ -173,7 +180,7 @@ def ldm_demo(out:str='runs/demo',  # new folder for the results
     "From nothing to clothes: train both stages on the embedded Fashion-MNIST, draw 500 samples, evaluate them."
     return _train_and_report('fashion', out, minutes, None, size, seed, False)
 
-# %% ../nbs/07_evaluation.ipynb #a9995ee2
+# %% ../nbs/07_evaluation.ipynb #2db6f487
 @command
 def ldm_eval(what:str,                   # FILE.npy (uint8, (n, h, w) or (n, h, w, c)) or a model: folder, shipped name, Hub id
              data:str='fashion',         # what it is held against: fashion, fashion-full or a folder

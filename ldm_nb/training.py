@@ -314,7 +314,7 @@ def _plan(out, plan, resume):
     elif out.exists() and any(out.iterdir()): raise InputError(f'{out} is not empty: choose another folder')
     else: write_json(out/'run.json', plan)
 
-# %% ../nbs/06_training.ipynb #4fa35da8
+# %% ../nbs/06_training.ipynb #46dca89e
 def train_latent_diffusion(data:ImageData, out, # a new folder, or that of a run to resume
                            minutes:float|None=None, steps:int|None=None, # budget of both stages together, or steps of each
                            size:str|None=None,  # smoke, lesson or full: chooses the `Recipe`
@@ -325,7 +325,8 @@ def train_latent_diffusion(data:ImageData, out, # a new folder, or that of a run
     out, size = Path(out), size or default_size()
     if size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
     recipe = RECIPES[size]
-    _plan(out, json.loads(json.dumps(dict(data=data.name, images=data.fingerprint(), recipe=asdict(recipe), size=size, minutes=minutes, steps=steps, seed=seed, ldm_nb=ldm_nb.__version__))), resume)
+    plan = json.loads(json.dumps(dict(data=data.name, images=data.fingerprint(), recipe=asdict(recipe), size=size, minutes=minutes, steps=steps, seed=seed, ldm_nb=ldm_nb.__version__)))
+    _plan(out, plan, resume)
     budget = lambda stage, share: dict(num_steps=steps, seconds=minutes and 60*minutes*share, checkpoint=out/'checkpoints'/f'{stage}.safetensors')
     images = pad_images(data.images, recipe.f*2**(len(recipe.widths) - 1))
     one = train_autoencoder(images, recipe, seed, **budget('autoencoder', recipe.ae_share))
@@ -333,7 +334,7 @@ def train_latent_diffusion(data:ImageData, out, # a new folder, or that of a run
     stats = latent_stats(one['model'], images, latents)
     two = train_denoiser(stats.normalize(latents), data.labels, stats, recipe, len(data.classes), seed, **budget('denoiser', 1 - recipe.ae_share))
     parameters = {k: sum(p.numel() for p in net.parameters()) for k, net in [('autoencoder', one['model']), ('denoiser', two['model'])]}
-    card = dict(data=data.name, images=len(data), size=size, recipe=asdict(recipe), minutes=minutes, steps={'autoencoder': len(one['losses']), 'denoiser': len(two['losses'])},
+    card = dict(data=data.name, images=len(data), size=size, recipe=plan['recipe'], minutes=minutes, steps={'autoencoder': len(one['losses']), 'denoiser': len(two['losses'])},
                 seconds={'autoencoder': round(one['seconds'], 1), 'denoiser': round(two['seconds'], 1)}, parameters=parameters, seed=seed, device=str(default_device()),
                 threads=torch.get_num_threads(), torch=torch.__version__, ldm_nb=ldm_nb.__version__)
     ldm = LatentDiffusion(one['model'], stats, two['model'], two['ema'], recipe.schedule, recipe.prediction_type, data.images.shape[-2:], data.classes, card)
