@@ -13,6 +13,7 @@ def readme():
     nb = nbformat.read(ROOT/'nbs'/'index.ipynb', as_version=4)
     nb.cells = [c for c in nb.cells if not re.match(r'#\|\s*hide', c.source)]
     for c in nb.cells: c.metadata['tags'] = ['no-code'] if re.match(r'#\|\s*echo: false', c.source) else []
+    nb.metadata['language_info'] = {'name': 'python'}
     remove = {'TagRemovePreprocessor': {'enabled': True, 'remove_input_tags': ['no-code']}}
     text, _ = MarkdownExporter(config=Config(remove)).from_notebook_node(nb)
     text = re.sub(r'\]\((?!https?:|#|/)(?=[\w./-]+\.(?:ipynb|png))', '](nbs/', text)  # links to chapters and pictures
