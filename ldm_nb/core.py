@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'PACKAGE', 'default_size', 'InputError', 'pick', 'default_device', 'seed_for', 'generator', 'to_uint8',
-           'from_uint8', 'image_grid', 'show_images', 'animate', 'atomic_path', 'write_json', 'read_json',
-           'save_tensors', 'load_tensors', 'fingerprint', 'command']
+           'from_uint8', 'image_grid', 'show_images', 'animate', 'table', 'run_card', 'results', 'atomic_path',
+           'write_json', 'read_json', 'save_tensors', 'load_tensors', 'fingerprint', 'command']
 
-# %% ../nbs/00_core.ipynb #b5d0722f
-import hashlib, json, os, struct, sys
+# %% ../nbs/00_core.ipynb #1d179e8c
+import hashlib, json, os, struct, sys, time
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -119,7 +119,28 @@ def animate(frames,          # list of (n, c, h, w) in [-1, 1]: one batch a fram
     plt.close(fig)
     return HTML(film)
 
-# %% ../nbs/00_core.ipynb #55dea609
+# %% ../nbs/00_core.ipynb #d23eb0a0
+def table(rows:list): # dicts with the same keys, in the order of the columns
+    "Rows as a Markdown table, which JupyterLab and the site render; floats with 4 significant digits."
+    from IPython.display import Markdown
+    show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)
+    lines = [list(rows[0]), ['---']*len(rows[0])] + [[show(v) for v in row.values()] for row in rows]
+    return Markdown('\n'.join(f'| {" | ".join(line)} |' for line in lines))
+
+# %% ../nbs/00_core.ipynb #9cd1a6ce
+def run_card(start:float, # `time.perf_counter()` when the run began
+             seed=0)->dict:
+    "What belongs beside every figure: size, seed, device, threads, versions and seconds."
+    return dict(size=default_size(), seed=seed, device=str(default_device()), threads=torch.get_num_threads(),
+                torch=torch.__version__, ldm_nb=ldm_nb.__version__, seconds=round(time.perf_counter() - start))
+
+def results(measured:dict, start:float, seed=0):
+    "What a chapter measured, `{what, over what, in which unit: value}`, with the card of the run, as a table."
+    rows = [dict(measured=what, value=value) for what, value in measured.items()]
+    card = ', '.join(f'{k} {v}' for k, v in run_card(start, seed).items())
+    return table(rows + [dict(measured='*card of the run*', value=f'*{card}*')])
+
+# %% ../nbs/00_core.ipynb #9e4a4b68
 @contextmanager
 def atomic_path(path): # where the finished file shall be
     "Yield a temporary path beside `path`; on success it takes `path`'s place, on an error it is removed."
@@ -131,7 +152,7 @@ def atomic_path(path): # where the finished file shall be
         os.replace(temporary, path)
     finally: temporary.unlink(missing_ok=True)
 
-# %% ../nbs/00_core.ipynb #d270532e
+# %% ../nbs/00_core.ipynb #dd7a0903
 def write_json(path, data):
     "Write `data` as indented JSON, atomically."
     with atomic_path(path) as p: p.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
@@ -142,13 +163,13 @@ def read_json(path):
     except FileNotFoundError: raise InputError(f'{path} does not exist') from None
     except ValueError as e: raise InputError(f'{path} is not valid JSON ({e}): it was cut short or changed by hand') from None
 
-# %% ../nbs/00_core.ipynb #f5e78713
+# %% ../nbs/00_core.ipynb #2bd058ec
 def save_tensors(path, tensors:dict, metadata:dict|None=None):
     "Write named tensors and JSON-able `metadata` to one safetensors file, atomically."
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     with atomic_path(path) as p: p.write_bytes(save(tensors, {'json': json.dumps(metadata or {})}))
 
-# %% ../nbs/00_core.ipynb #d1a5bb45
+# %% ../nbs/00_core.ipynb #44dfc6f3
 def load_tensors(path)->tuple: # ({name: tensor}, metadata)
     "Read what `save_tensors` wrote; `InputError` names a file that is missing, truncated or foreign."
     path = Path(path)
@@ -160,10 +181,10 @@ def load_tensors(path)->tuple: # ({name: tensor}, metadata)
     except Exception as e:
         raise InputError(f'{path} cannot be read as weights of ldm_nb ({type(e).__name__}): it is truncated or was not written by this package') from None
 
-# %% ../nbs/00_core.ipynb #9708d972
+# %% ../nbs/00_core.ipynb #ebeba258
 PACKAGE = Path(ldm_nb.__file__).parent # the embedded images and the shipped weights are below it
 
-# %% ../nbs/00_core.ipynb #06381cb2
+# %% ../nbs/00_core.ipynb #ad4c011e
 def fingerprint(tensors)->str: # 16 hexadecimal digits
     "Hash of a tensor, an `nn.Module`'s state or a dict of tensors: names, shapes, types and values."
     if isinstance(tensors, Tensor): tensors = {'': tensors}
@@ -174,7 +195,7 @@ def fingerprint(tensors)->str: # 16 hexadecimal digits
         h.update(f'{name}{tuple(t.shape)}{t.dtype}'.encode()); h.update(t.numpy().tobytes())
     return h.hexdigest()[:16]
 
-# %% ../nbs/00_core.ipynb #1ff12e2b
+# %% ../nbs/00_core.ipynb #9c89f8a5
 def command(func):
     "Decorator: a shell command made of `func`'s signature; bad input is answered by one line and exit code 2."
     @wraps(func)

@@ -7,8 +7,8 @@ __all__ = ['RECIPES', 'FORMAT', 'Recipe', 'ema_update', 'save_checkpoint', 'load
            'train_denoiser', 'LatentDiffusion', 'train_latent_diffusion', 'plot_losses', 'save_png', 'save_npy',
            'ldm_sample']
 
-# %% ../nbs/06_training.ipynb #b0bb655e
-import copy, hashlib, json, shutil, time, uuid
+# %% ../nbs/06_training.ipynb #a95a35e6
+import copy, hashlib, json, shutil, time, uuid, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 import numpy as np
@@ -70,10 +70,12 @@ def load_checkpoint(path, model, ema, opt)->tuple: # (losses, state)
     opt.load_state_dict(opt.state_dict() | {'state': memory})
     return tensors['losses'].tolist(), state
 
-# %% ../nbs/06_training.ipynb #7002c604
+# %% ../nbs/06_training.ipynb #5a092b35
 def _accelerator():
     "Accelerate's helper for `default_device()`; bfloat16 where a GPU has it."
-    from accelerate import Accelerator
+    with warnings.catch_warnings(): # it asks for progress bars of a kind that we do not use
+        warnings.filterwarnings('ignore', 'IProgress')
+        from accelerate import Accelerator
     device, bf16 = default_device(), False
     if device.type == 'cuda':
         torch.cuda.set_device(device); torch.backends.cudnn.deterministic = True

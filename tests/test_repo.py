@@ -44,6 +44,21 @@ def test_notebook_form(path):
         assert len(lines) <= 40, source(c)[:80]
 
 
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.stem[:2] in ('02', '03', '04', '05')], ids=lambda p: p.stem)
+def test_part_one_keeps_its_form(path):
+    "Three cells in ten assert something, exported cells are short, prose and code are balanced, and the chapter ends with its results and exercises."
+    from statistics import median
+    code, text = ([source(c) for c in cells(path) if c['cell_type'] == kind] for kind in ('code', 'markdown'))
+    lines = lambda cell: len([line for line in cell.splitlines() if line.strip() and not line.startswith('#|')])
+    assert sum(bool(re.search(r'\b(assert|test_\w+\()', c)) for c in code) >= .3*len(code)
+    assert median(lines(c) for c in code if '#| export' in c) <= 8
+    assert 25 <= sum(len(t.split()) for t in text)/len(code) <= 90
+    assert text[-1].count('<details><summary>Solution</summary>') >= 2
+    card = ''.join(''.join(o['data']['text/markdown'])
+                   for c in cells(path) if c['cell_type'] == 'code' and 'results(' in source(c) for o in c['outputs'])
+    assert 'card of the run' in card and 'size lesson' in card
+
+
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: p.stem)
 def test_outputs_are_there(path):
     "Cells that end in a value or draw a figure have been executed (`make notebooks`)."
