@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from .core import *
 
-# %% ../nbs/04_forward.ipynb #0c89081c
+# %% ../nbs/04_forward.ipynb #456e1598
 def posterior(x0:Tensor, x_t:Tensor,  # (b, ...), clean data and the noisy point
               alpha_s, sigma_s,       # at the earlier time, numbers or 0-d tensors
               alpha_t, sigma_t        # at the time of x_t
              )->tuple:                # (mean like x_t, standard deviation)
-    "The Gaussian q(x_s | x_t, x_0) of the chain (Ho et al. 2020, eq. 7), for s before t."
+    "The Gaussian q(x_s | x_t, x_0) of the chain for s before t (Ho et al. 2020, eq. 7, where s = t - 1)."
     ratio = alpha_t/alpha_s; jump = sigma_t**2 - ratio**2*sigma_s**2    # variance of q(x_t | x_s)
     return (ratio*sigma_s**2*x_t + alpha_s*jump*x0)/sigma_t**2, (sigma_s**2*jump/sigma_t**2)**.5
 
@@ -75,7 +75,7 @@ def add_noise(schedule, x0:Tensor, eps:Tensor, t:Tensor)->Tensor: # like x0
     α, σ = (expand_like(v, x0) for v in schedule(t))
     return α*x0 + σ*eps
 
-# %% ../nbs/04_forward.ipynb #c65b6ea1
+# %% ../nbs/04_forward.ipynb #1ea61f49
 PREDICTIONS = 'epsilon', 'sample', 'v_prediction', 'flow_prediction'
 
 def target(prediction_type:str, x0:Tensor, eps:Tensor, alpha:Tensor, sigma:Tensor)->Tensor: # like x0
@@ -86,7 +86,7 @@ def target(prediction_type:str, x0:Tensor, eps:Tensor, alpha:Tensor, sigma:Tenso
     if prediction_type == 'flow_prediction': return eps - x0
     raise InputError(f'prediction_type is {prediction_type!r}: choose one of {", ".join(PREDICTIONS)}')
 
-# %% ../nbs/04_forward.ipynb #2a3e798d
+# %% ../nbs/04_forward.ipynb #6bd7370b
 def to_x0_eps(prediction_type:str, prediction:Tensor, x_t:Tensor, alpha:Tensor, sigma:Tensor)->tuple: # (x0, eps), both like x_t
     "The clean data and the noise that a prediction stands for. Dividing by a zero alpha or sigma is avoided by a floor of 1e-6."
     if prediction_type == 'epsilon': return (x_t - sigma*prediction)/alpha.clamp(min=1e-6), prediction

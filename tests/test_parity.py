@@ -48,7 +48,7 @@ def test_one_step_back(name):
         (α_s, σ_s), (α_t, σ_t) = schedule(torch.tensor(k/1000, dtype=torch.float64)), schedule(torch.tensor((k + 1)/1000, dtype=torch.float64))
         mean, std = posterior(x0, x_t, α_s, σ_s, α_t, σ_t)
         noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(k))
-        assert biggest(mean + std*noise, theirs.step(x0, k, x_t, generator=torch.Generator().manual_seed(k)).prev_sample) < 1e-4
+        assert biggest(mean + std*noise, theirs.step(x0, k, x_t, generator=torch.Generator().manual_seed(k)).prev_sample) < 1e-5 + 1e-6/σ_s**2 # their 1 - alpha_bar is float32
 
 
 @pytest.mark.parametrize('kind', ['epsilon', 'sample', 'v_prediction'])
@@ -89,11 +89,12 @@ def test_psnr():
 
 
 def test_ssim():
+    "torchmetrics also averages windows that stick out (mirrored at the border); the paper's own code, and ours, do not."
     from torchmetrics.functional.image import structural_similarity_index_measure
     x = fashion_mnist('test').images[:32]
     for y in (x + .1*torch.randn(x.shape, generator=generator('ssim'))).clamp(-1, 1), x.roll(1, 3), -x:
-        theirs = structural_similarity_index_measure(y + 1, x + 1, data_range=2., reduction='none')
-        assert biggest(ssim(y, x), theirs) < 1e-4
+        _, windows = structural_similarity_index_measure(y + 1, x + 1, data_range=2., reduction='none', return_full_image=True)
+        assert biggest(ssim(y, x), windows[..., 5:-5, 5:-5].mean((1, 2, 3))) < 1e-4
 
 
 def test_kl_of_a_vae():
