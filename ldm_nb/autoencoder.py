@@ -56,12 +56,13 @@ def Decoder(f=4, latent_channels=4, width=64, depth=3, image_channels=1):
         *[ResBlock(width) for _ in range(depth)],
         nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, image_channels*f*f, 3, padding=1), nn.PixelShuffle(f))
 
-# %% ../nbs/02_autoencoder.ipynb #c2d3671e
+# %% ../nbs/02_autoencoder.ipynb #64521ba5
 class AutoEncoder(nn.Module):
     "A deterministic convolutional autoencoder. `InputError` for a size that f does not divide or a width that 8 does not."
     def __init__(self, f=4, latent_channels=4, width=64, encoder_depth=2, decoder_depth=3, image_channels=1,
-                 image_size=None): # (height, width) or None for any that f divides
+                 image_size=None): # a side, (height, width), or None for any that f divides
         super().__init__()
+        if isinstance(image_size, int): image_size = image_size, image_size
         if width % 8: raise InputError(f'width is {width}: the normalisation has 8 groups, choose a multiple of 8')
         self.f, self.latent_channels, self.image_channels, self.image_size = f, latent_channels, image_channels, image_size and tuple(image_size)
         if image_size: self.check(torch.empty(0, image_channels, *image_size))
@@ -87,11 +88,11 @@ def cosine_lr(progress:float, # part of the training that is done, 0 to 1
     "Factor of the learning rate: linear warm-up over `warmup` steps, then half a cosine to zero."
     return min(1., (step + 1)/warmup) * (1 + math.cos(math.pi*progress))/2
 
-# %% ../nbs/02_autoencoder.ipynb #c069e108
+# %% ../nbs/02_autoencoder.ipynb #470241b1
 def simple_fit(model, loss,  # loss(model, indices) -> a scalar, or a tuple that begins with it
                n:int,        # training examples
                num_steps:int, batch_size=16, lr=4e-3, seed=0)->Tensor: # (num_steps, figures), what `loss` gave
-    "Train with AdamW and `cosine_lr`; leaves the model in evaluation mode."
+    "Train with AdamW and `cosine_lr`; leaves the model in evaluation mode. Draws inside `loss` come from the global generator: seed it before."
     opt, history = torch.optim.AdamW(model.parameters(), lr=lr, betas=(.9, .99), weight_decay=0), []
     model.train()
     for step, i in enumerate(minibatches(n, batch_size, num_steps, seed)):
@@ -100,11 +101,12 @@ def simple_fit(model, loss,  # loss(model, indices) -> a scalar, or a tuple that
         opt.zero_grad(); figures[0].backward(); opt.step(); history.append([torch.as_tensor(v).item() for v in figures])
     model.eval(); return torch.tensor(history)
 
-# %% ../nbs/02_autoencoder.ipynb #dba0d5d0
+# %% ../nbs/02_autoencoder.ipynb #694ce834
 def ssim(x:Tensor,      # (n, c, h, w), reconstructions in [-1, 1]
          target:Tensor  # (n, c, h, w), originals in [-1, 1]; sides of 11 or more
         )->Tensor:      # (n,), 1 for equal images
     "Structural similarity of each image: 11 x 11 Gaussian windows inside the image, pixel range 2 (Wang et al. 2004, eq. 13)."
+    if min(x.shape[2:]) < 11: raise InputError(f'images are {x.shape[2]} x {x.shape[3]}: the windows of ssim need sides of 11 or more')
     x, target = x + 1, target + 1 # the formula wants black at 0
     g = torch.exp(-torch.arange(-5, 6, device=x.device).square()/(2*1.5**2)); g = g/g.sum()
     windows = lambda n: torch.stack([F.pad(g, (i, n - 11 - i)) for i in range(n - 10)]) # (n - 10, n)

@@ -67,7 +67,7 @@ def logit_normal(b:int, generator=None)->Tensor: # (b,) in (0, 1)
     "Times t = sigmoid(n), n ~ N(0, 1) (Esser et al. 2024, section 3.1)."
     return torch.randn(b, generator=generator).sigmoid()
 
-# %% ../nbs/05_denoiser.ipynb #13deab6b
+# %% ../nbs/05_denoiser.ipynb #b7195d95
 def diffusion_loss(model,           # (x_t, t, labels) -> prediction like x_t
                    x0:Tensor,       # (b, ...), clean data, about unit variance
                    labels=None,     # (b,) or None
@@ -81,6 +81,7 @@ def diffusion_loss(model,           # (x_t, t, labels) -> prediction like x_t
     α, σ = (expand_like(v, x0) for v in schedule(t))
     prediction, wanted = model(α*x0 + σ*eps, t, labels), target(prediction_type, x0, eps, α, σ)
     if weighting is None: return F.mse_loss(prediction, wanted)
+    α, σ = α.clamp(min=1e-3), σ.clamp(min=1e-3) # for the weight only: at the ends of a chain one of them is 0
     return (weighting((α/σ)**2)/x0_weight(prediction_type, α, σ)*(prediction - wanted).square()).mean()
 
 # %% ../nbs/05_denoiser.ipynb #9fb99f29
@@ -181,11 +182,12 @@ def position_embedding(h:int, w:int, dim:int)->Tensor: # (h*w, dim)
     row, col = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
     return torch.cat([timestep_embedding(v.flatten()/1000, dim//2) for v in (row, col)], 1)
 
-# %% ../nbs/05_denoiser.ipynb #249d875c
+# %% ../nbs/05_denoiser.ipynb #ee78b2af
 class DiTBlock(nn.Module):
     "Attention over tokens, then an MLP on each, both shifted, scaled and gated by the embedding (Peebles and Xie 2023, adaLN-zero)."
     def __init__(self, width:int, emb_dim:int, head_width=32):
         super().__init__()
+        if width % head_width: raise InputError(f'width is {width}: each head takes {head_width} channels, choose a multiple of {head_width}')
         self.heads, self.norm = width//head_width, nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.qkv, self.out = nn.Linear(width, 3*width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4*width), nn.GELU('tanh'), nn.Linear(4*width, width))
