@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FASHION_CLASSES', 'FASHION_URL', 'FASHION_SHA256', 'IMAGE_TYPES', 'ImageData', 'fashion_mnist', 'read_idx',
-           'image_folder', 'pad_images', 'crop_images', 'batch_indices', 'minibatches', 'load_data']
+           'cache_folder', 'download', 'open_image', 'square_image', 'image_files', 'image_folder', 'pad_images',
+           'crop_images', 'batch_indices', 'load_data']
 
 # %% ../nbs/01_data.ipynb #757d2c3e
 import gzip, hashlib, os, urllib.request, zlib
@@ -64,10 +65,13 @@ FASHION_SHA256 = { # of the uncompressed contents: they are the same however the
 }
 
 # %% ../nbs/01_data.ipynb #935d164f
+def cache_folder()->Path: # may not exist yet
+    "Where downloads are kept: $XDG_CACHE_HOME/ldm_nb, or ~/.cache/ldm_nb."
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'ldm_nb'
+
 def _fashion_folders():
-    "Where the IDX files may lie, best first; the last is our own cache."
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home()/'.cache')/'ldm_nb'
-    return [*map(Path, filter(None, [os.environ.get('LDM_DATA')])), Path('/usr/share/datasets/fashion-mnist'), cache]
+    "Where the IDX files may lie, best first."
+    return [*map(Path, filter(None, [os.environ.get('LDM_DATA')])), Path('/usr/share/datasets/fashion-mnist'), cache_folder()]
 
 def _checked_idx(path, name):
     array = read_idx(path)
@@ -76,16 +80,17 @@ def _checked_idx(path, name):
     return array
 
 # %% ../nbs/01_data.ipynb #5d5de93d
-def _download(url, path, timeout=20):
-    "Download with a progress bar to `path`, atomically; `InputError` says how to get the file otherwise."
+def download(url:str, path, sha256:str|None=None, # of the whole file
+             otherwise='',  # how to get it by other means: the end of the error's text
+             timeout=20):   # seconds without an answer
+    "Download with a progress bar to `path`, atomically. `InputError` if that fails or the hash differs; then nothing is left."
     from tqdm import tqdm
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as r, atomic_path(path) as part, open(part, 'wb') as f, \
-             tqdm(total=int(r.headers.get('content-length') or 0), unit='B', unit_scale=True, desc=Path(path).name) as bar:
-            while block := r.read(1 << 16): f.write(block); bar.update(len(block))
-    except OSError as e:
-        raise InputError(f'{url} cannot be downloaded ({e}). Install the Debian package dataset-fashion-mnist, or put the four '
-            f'*-ubyte.gz files of github.com/zalandoresearch/fashion-mnist into a folder and set LDM_DATA to it') from None
+        with urllib.request.urlopen(url, timeout=timeout) as r, atomic_path(path) as part:
+            with open(part, 'wb') as f, tqdm(total=int(r.headers.get('content-length') or 0), unit='B', unit_scale=True, desc=Path(path).name) as bar:
+                while block := r.read(1 << 16): f.write(block); bar.update(len(block))
+            if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256: raise InputError(f'{url} gave another file than the published one (its checksum differs): try again later. {otherwise}')
+    except OSError as e: raise InputError(f'{url} cannot be downloaded ({e}). {otherwise}') from None
 
 # %% ../nbs/01_data.ipynb #8a3950cb
 def _idx(name):
@@ -93,7 +98,8 @@ def _idx(name):
     folders = _fashion_folders()
     for folder in folders:
         if (folder/name).is_file(): return _checked_idx(folder/name, name)
-    _download(FASHION_URL + name, folders[-1]/name)
+    download(FASHION_URL + name, folders[-1]/name, otherwise='Install the Debian package dataset-fashion-mnist, or put the four '
+             '*-ubyte.gz files of github.com/zalandoresearch/fashion-mnist into a folder and set LDM_DATA to it')
     return _checked_idx(folders[-1]/name, name)
 
 def _full(split):
@@ -103,8 +109,8 @@ def _full(split):
 # %% ../nbs/01_data.ipynb #54ab7f54
 IMAGE_TYPES = '.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'
 
-def _open_image(path, size):
-    "One image file, oriented, cut to a centred square and resized: a PIL image of mode L or RGB."
+def open_image(path):
+    "One image file, oriented, on white where transparent: a PIL image of mode L or RGB. `InputError` names a file that cannot be read."
     from PIL import Image, ImageOps
     try:
         with Image.open(path) as f: im = ImageOps.exif_transpose(f); im.load()
@@ -113,20 +119,30 @@ def _open_image(path, size):
     if 'A' in im.getbands() or 'transparency' in im.info:
         im = im.convert('RGBA'); im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
     if im.mode.startswith('I;16') or im.mode == 'I': im = Image.fromarray((np.asarray(im).clip(0, 65535) // 257).astype(np.uint8))
-    return ImageOps.fit(im.convert('L' if grey else 'RGB'), (size, size), Image.Resampling.LANCZOS)
+    return im.convert('L' if grey else 'RGB')
+
+def square_image(im, size:int): # PIL images
+    "The centre square, resized to `size` pixels a side; an image of that size stays as it is."
+    from PIL import Image, ImageOps
+    return im if im.size == (size, size) else ImageOps.fit(im, (size, size), Image.Resampling.LANCZOS)
 
 # %% ../nbs/01_data.ipynb #88afc3f5
+def image_files(path)->list: # of `Path`, sorted
+    "All image files below `path`. `InputError` if it is no folder or holds none."
+    path = Path(path)
+    if not path.is_dir(): raise InputError(f'{path} is not a folder')
+    files = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_TYPES and not p.name.startswith('.'))
+    if not files: raise InputError(f'{path} holds no images ({" ".join(IMAGE_TYPES)})')
+    return files
+
 def image_folder(path,                  # a folder of images, or of one subfolder a class
                  size:int=32,           # pixels a side of the result
                  channels:int|None=None # 1 or 3; by default 1 only if every image is grey
                 )->ImageData:           # (n, channels, size, size)
     "All images below `path`, in the order of their names. `InputError` names the folder or file that is wrong."
     from tqdm import tqdm
-    path = Path(path)
-    if not path.is_dir(): raise InputError(f'{path} is not a folder')
-    files = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_TYPES and not p.name.startswith('.'))
-    if not files: raise InputError(f'{path} holds no images ({" ".join(IMAGE_TYPES)})')
-    opened = [_open_image(f, size) for f in (tqdm(files, desc=f'reading {path.name}') if len(files) > 500 else files)]
+    path, files = Path(path), image_files(path)
+    opened = [square_image(open_image(f), size) for f in (tqdm(files, desc=f'reading {path.name}') if len(files) > 500 else files)]
     mode = {1: 'L', 3: 'RGB'}[channels or (1 if all(im.mode == 'L' for im in opened) else 3)]
     images = from_uint8(np.stack([np.asarray(im.convert(mode)) for im in opened]))
     groups = [f.relative_to(path).parts[0] if f.parent != path else None for f in files]
@@ -156,12 +172,6 @@ def batch_indices(step:int, n:int, batch_size:int, seed:int=0)->Tensor: # (batch
     batch_size = min(batch_size, n)
     epoch, k = divmod(step, n // batch_size)
     return _permutation(n, seed, epoch)[k*batch_size:(k+1)*batch_size]
-
-# %% ../nbs/01_data.ipynb #d7d2d1b8
-def minibatches(n:int, batch_size:int, num_steps:int, seed:int=0, desc='training'):
-    "Yield `batch_indices` for `num_steps` steps, behind a progress bar."
-    from tqdm import trange
-    for step in trange(num_steps, desc=desc, leave=False): yield batch_indices(step, n, batch_size, seed)
 
 # %% ../nbs/01_data.ipynb #fb8475bc
 def load_data(name:str,     # fashion, fashion-full or a folder

@@ -486,7 +486,7 @@ def _card(data, recipe, one, two)->dict:
     "What a run was, for people: stages by name."
     stages = dict(autoencoder=one, denoiser=two)
     return dict(data=data.name, images=len(data), recipe=json.loads(json.dumps(asdict(recipe))), steps={k: len(run['losses']) for k, run in stages.items()},
-                seconds={k: round(run['seconds'], 1) for k, run in stages.items()}, parameters={k: sum(p.numel() for p in run['model'].parameters()) for k, run in stages.items()},
+                seconds={k: round(run['seconds'], 3) for k, run in stages.items()}, parameters={k: sum(p.numel() for p in run['model'].parameters()) for k, run in stages.items()},
                 interrupted=two['interrupted'], device=str(default_device()), threads=torch.get_num_threads(), torch=torch.__version__, ldm_nb=ldm_nb.__version__)
 
 # %% ../nbs/06_training.ipynb #4f41773e

@@ -3,10 +3,10 @@ import pytest
 import torch
 from torch import nn
 
-from ldm_nb.autoencoder import simple_fit
-from ldm_nb.core import generator
+from ldm_nb.core import default_device, generator
 from ldm_nb.denoiser import diffusion_loss, mixture_posterior_mean, sample_chain, timestep_embedding
 from ldm_nb.forward import Schedule, to_x0_eps
+from ldm_nb.training import fit
 
 CENTRES, WEIGHTS, STD = torch.tensor([[-1.2, -.7], [1.2, -.7], [0., 1.4]]), torch.tensor([.5, .3, .2]), .15
 
@@ -45,8 +45,9 @@ class Points(nn.Module):
 
 def test_learned_denoiser_is_within_ten_per_cent_of_the_exact_one():
     torch.manual_seed(0)
-    model, points, schedule = Points(), draw(200_000, 'train'), Schedule('flow')
-    simple_fit(model, lambda m, i: diffusion_loss(m, points[i], t=torch.rand(len(i))), len(points), 5000, batch_size=512, lr=2e-3)
+    points, schedule, device = draw(200_000, 'train').to(default_device()), Schedule('flow'), default_device()
+    loss = lambda m, i: diffusion_loss(m, points[i], t=torch.rand(len(i)).to(device))
+    model = fit(Points(), loss, len(points), batch_size=512, lr=2e-3, num_steps=5000)['model'].cpu()
     for t in torch.linspace(.1, .9, 17):
         x0, eps = draw(20_000, 'test', t.item()), torch.randn(20_000, 2, generator=generator('eps', t.item()))
         α, σ = schedule(t); x = α*x0 + σ*eps
