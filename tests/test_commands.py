@@ -24,8 +24,13 @@ def test_help(name, words):
     (['ldm_sample', 'fashion', '--label', '12'], 'from 0 to 9'), (['ldm_train', '--data', 'nowhere', '--out', 'x', '--steps', '2'], 'expected fashion'),
     (['ldm_train', '--out', 'x', '--minutes', '1', '--steps', '2'], 'one of the two'), (['ldm_train', '--out', 'x', '--steps', '-3'], 'more than nothing'),
     (['ldm_train', '--out', 'x', '--size', 'huge'], 'smoke, lesson, full'), (['ldm_eval', 'nothing.npy'], 'nothing.npy'), (['ldm_eval', 'fashion', '--features', 'vgg'], 'classifier, pixels'),
-    (['ldm_eval', 'text.npy'], 'text.npy'), (['ldm_demo', '--out', 'taken', '--minutes', '1'], 'not empty')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
+    (['ldm_eval', 'text.npy'], 'text.npy'), (['ldm_eval', 'float.npy'], 'expected uint8'), (['ldm_eval', 'nan.npy'], 'NaN'), (['ldm_eval', 'few.npy'], 'needs 50 images'),
+    (['ldm_eval', 'large.npy'], 'must agree'), (['ldm_eval', 'flat.npy'], 'expected (n, h, w)'), (['ldm_eval', 'pictures'], 'broken.png'), (['ldm_eval', 'taken'], 'holds no images'),
+    (['ldm_demo', '--out', 'taken', '--minutes', '1'], 'not empty')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, words):
+    arrays = dict(float=np.zeros((60, 28, 28)), nan=np.full((60, 28, 28), np.nan), few=np.zeros((9, 28, 28), np.uint8), large=np.zeros((60, 32, 32), np.uint8), flat=np.zeros((60, 784), np.uint8))
+    for name, array in arrays.items(): np.save(tmp_path/f'{name}.npy', array)
+    (tmp_path/'pictures').mkdir(); (tmp_path/'pictures'/'broken.png').write_bytes(b'no picture')
     (tmp_path/'text.npy').write_text('hello'); (tmp_path/'taken').mkdir(); (tmp_path/'taken'/'thesis.txt').write_text('mine')
     run = shell(*args, cwd=tmp_path)
     lines = run.stderr.strip().splitlines()
@@ -39,15 +44,22 @@ def test_demo_and_then_everything_on_its_result(tmp_path):
     d = tmp_path/'d'
     assert {'model', 'samples.png', 'samples.npy', 'losses.png', 'report.json'} <= {p.name for p in d.iterdir()}
     report = json.loads((d/'report.json').read_text())
-    assert {'psnr', 'distance', 'features', 'n', 'floor', 'class_accuracy', 'card', 'sampling_seed'} <= set(report)
+    assert {'features', 'n', 'reference', 'floor_of', 'metrics', 'by_class', 'reconstruction', 'card', 'sampling_seed'} <= set(report)
+    assert {'frechet_distance', 'kid', 'precision', 'recall', 'density', 'coverage', 'memorisation', 'inception_score', 'class_accuracy'} == set(report['metrics'])
+    assert all(set(v) == {'value', 'error', 'floor'} for v in report['metrics'].values()) and {'psnr', 'ssim', 'reconstruction_distance'} <= set(report['reconstruction'])
     assert {'seconds', 'parameters', 'seed', 'device', 'torch', 'ldm_nb'} <= set(report['card']) and report['n'] == 500
     assert np.load(d/'samples.npy').shape == (500, 28, 28) and Image.open(d/'samples.png').size[0] > 280
     for k in 'ab': assert shell('ldm_sample', 'd', '--n', 6, '--label', 'boot', '--steps', 3, '--seed', 4, '--out', f'{k}.png', '--npy', f'{k}.npy', cwd=tmp_path).returncode == 0
     a, b = (np.load(tmp_path/f'{k}.npy') for k in 'ab')
     assert a.dtype == np.uint8 and a.shape == (6, 28, 28) and (a == b).all()
     run = shell('ldm_eval', 'd/samples.npy', '--out', 'e.json', cwd=tmp_path)
-    assert run.returncode == 0 and 'floor' in run.stdout, run
-    assert json.loads((tmp_path/'e.json').read_text())['distance'] == pytest.approx(report['distance'], rel=.05)
+    assert run.returncode == 0 and all(w in run.stdout for w in ('500 images against fashion test, 2000 images', 'classifier (not FID)', 'floor: 500 images of fashion train')), run
+    again = json.loads((tmp_path/'e.json').read_text())['metrics']           # an image's features differ in the last digits with its place in a batch
+    for k, v in again.items(): assert v['value'] == pytest.approx(report['metrics'][k]['value'], rel=1e-3, abs=1e-5), k
+    (tmp_path/'png').mkdir()
+    for i, x in enumerate(np.load(d/'samples.npy')): Image.fromarray(x).save(tmp_path/'png'/f'{i:04}.png')
+    run = shell('ldm_eval', 'png', '--out', 'p.json', cwd=tmp_path)
+    assert run.returncode == 0 and json.loads((tmp_path/'p.json').read_text())['metrics'] == again, run
 
 
 def test_steps_make_a_command_repeatable(tmp_path):
@@ -65,4 +77,4 @@ def test_a_folder_of_mixed_images(tmp_path):
         Image.fromarray(rng.integers(0, 255, shape, np.uint8)).save(tmp_path/'own'/'ab'[i % 2]/f'{i}.{"png" if i % 2 else "jpg"}')
     run = shell('ldm_train', '--data', 'own', '--out', 'r', '--steps', 2, '--size', 'smoke', cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert np.load(tmp_path/'r'/'samples.npy').shape == (500, 32, 32, 3) and json.loads((tmp_path/'r'/'report.json').read_text())['features'] == 'pixels'
+    assert np.load(tmp_path/'r'/'samples.npy').shape == (500, 32, 32, 3) and json.loads((tmp_path/'r'/'report.json').read_text())['features'] in ('effnet', 'pixels')

