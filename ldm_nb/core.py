@@ -8,7 +8,7 @@ __all__ = ['SIZES', 'PACKAGE', 'default_size', 'InputError', 'pick', 'default_de
            'write_json', 'read_json', 'save_tensors', 'load_tensors', 'fingerprint', 'command']
 
 # %% ../nbs/00_core.ipynb #1d179e8c
-import hashlib, json, os, struct, sys, time
+import hashlib, json, os, struct, sys, time, warnings
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -201,6 +201,7 @@ def command(func):
     @wraps(func)
     def run(*args, **kwargs):
         if not is_cli(shell): return func(*args, **kwargs)
+        warnings.showwarning = lambda message, *_: print(f'{func.__name__}: warning: {message}', file=sys.stderr)
         try: func(*args, **kwargs)
         except (InputError, OSError) as e: print(f'{func.__name__}: {e}', file=sys.stderr); sys.exit(2)
         except KeyboardInterrupt as e: print(f'{func.__name__}: stopped' + (f' ({e})' if str(e) else ''), file=sys.stderr); sys.exit(130)

@@ -8,8 +8,8 @@ __all__ = ['FASHION_CLASSES', 'FASHION_URL', 'FASHION_SHA256', 'IMAGE_TYPES', 'I
            'crop_images', 'batch_indices', 'load_data']
 
 # %% ../nbs/01_data.ipynb #757d2c3e
-import gzip, hashlib, os, urllib.request, zlib
-from dataclasses import dataclass
+import gzip, hashlib, http.client, os, urllib.request, zlib
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
@@ -89,8 +89,9 @@ def download(url:str, path, sha256:str|None=None, # of the whole file
         with urllib.request.urlopen(url, timeout=timeout) as r, atomic_path(path) as part:
             with open(part, 'wb') as f, tqdm(total=int(r.headers.get('content-length') or 0), unit='B', unit_scale=True, desc=Path(path).name) as bar:
                 while block := r.read(1 << 16): f.write(block); bar.update(len(block))
+            if part.stat().st_size < int(r.headers.get('content-length') or 0): raise InputError(f'{url} broke off after {part.stat().st_size:,} bytes: try again. {otherwise}')
             if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256: raise InputError(f'{url} gave another file than the published one (its checksum differs): try again later. {otherwise}')
-    except OSError as e: raise InputError(f'{url} cannot be downloaded ({e}). {otherwise}') from None
+    except (OSError, http.client.HTTPException) as e: raise InputError(f'{url} cannot be downloaded ({e}). {otherwise}') from None
 
 # %% ../nbs/01_data.ipynb #8a3950cb
 def _idx(name):
@@ -115,6 +116,7 @@ def open_image(path):
     try:
         with Image.open(path) as f: im = ImageOps.exif_transpose(f); im.load()
     except Exception as e: raise InputError(f'{path} cannot be read as an image ({e}): repair or remove it') from None
+    if im.mode == 'F': raise InputError(f'{path} holds floats, whose range is not known: save it with 8 or 16 bits')
     grey = im.mode in ('1', 'L', 'LA', 'I') or im.mode.startswith('I;16')
     if 'A' in im.getbands() or 'transparency' in im.info:
         im = im.convert('RGBA'); im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
@@ -175,12 +177,13 @@ def batch_indices(step:int, n:int, batch_size:int, seed:int=0)->Tensor: # (batch
 
 # %% ../nbs/01_data.ipynb #fb8475bc
 def load_data(name:str,     # fashion, fashion-full or a folder
-              size:int=32   # pixels a side, for a folder
+              size:int=32,  # pixels a side, for a folder
+              held_out=.1   # part of a folder that becomes the test images; at most 2,000 unless it is half or more
              )->tuple:      # (train, test), both `ImageData`
     "Training and test images by the name that the commands take."
     if name in ('fashion', 'fashion-full'): return fashion_mnist('train', full := name.endswith('full')), fashion_mnist('test', full)
     if not Path(name).is_dir(): raise InputError(f'data is {name!r}: expected fashion, fashion-full or a folder of images')
     data = image_folder(name, size)
     if len(data) < 20: raise InputError(f'{name} holds {len(data)} images: training needs 20 or more')
-    order = torch.randperm(len(data), generator=generator(0, 'split')); k = min(max(len(data)//10, 1), 2000)
-    return data[order[k:]], data[order[:k]]
+    order = torch.randperm(len(data), generator=generator(0, 'split')); k = min(max(int(len(data)*held_out), 1), 2000 if held_out < .5 else len(data) - 1)
+    return replace(data[order[k:]], name=f'{data.name} train'), replace(data[order[:k]], name=f'{data.name} test')

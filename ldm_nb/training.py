@@ -424,7 +424,7 @@ def _find_model(name):
     if (Path(name)/'config.json').is_file(): return Path(name)
     if (Path(name)/'model'/'config.json').is_file(): return Path(name)/'model' # the folder of a run
     if (shipped/'config.json').is_file(): return shipped
-    if Path(name).exists() or str(name).count('/') != 1 or str(name).startswith(('.', '/')):
+    if Path(name).exists() or str(name).count('/') != 1 or str(name).startswith(('.', '/')) or Path(name).parent.is_dir(): # not a Hub id
         names = sorted(p.parent.name for p in PACKAGE.glob('weights/*/config.json'))
         raise InputError(f'{name} is not a model: expected a folder that save_pretrained wrote, a Hub id (owner/name) or a shipped model ({", ".join(names)})')
     from huggingface_hub import hf_hub_download

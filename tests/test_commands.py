@@ -26,10 +26,12 @@ def test_help(name, words):
     (['ldm_train', '--out', 'x', '--size', 'huge'], 'smoke, lesson, full'), (['ldm_eval', 'nothing.npy'], 'nothing.npy'), (['ldm_eval', 'fashion', '--features', 'vgg'], 'classifier, pixels'),
     (['ldm_eval', 'text.npy'], 'text.npy'), (['ldm_eval', 'float.npy'], 'expected uint8'), (['ldm_eval', 'nan.npy'], 'NaN'), (['ldm_eval', 'few.npy'], 'needs 50 images'),
     (['ldm_eval', 'large.npy'], 'must agree'), (['ldm_eval', 'flat.npy'], 'expected (n, h, w)'), (['ldm_eval', 'pictures'], 'broken.png'), (['ldm_eval', 'taken'], 'holds no images'),
+    (['ldm_eval', 'archive.npy'], 'archive of arrays'), (['ldm_eval', 'zip.npy'], 'zip.npy'), (['ldm_eval', 'bits.npy'], 'only 0 and 1'), (['ldm_eval', 'fashion', '--out', '.'], 'name a file'), (['ldm_eval', 'runs/typo'], 'shipped model'),
     (['ldm_demo', '--out', 'taken', '--minutes', '1'], 'not empty')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, words):
-    arrays = dict(float=np.zeros((60, 28, 28)), nan=np.full((60, 28, 28), np.nan), few=np.zeros((9, 28, 28), np.uint8), large=np.zeros((60, 32, 32), np.uint8), flat=np.zeros((60, 784), np.uint8))
+    arrays = dict(float=np.zeros((60, 28, 28)), nan=np.full((60, 28, 28), np.nan), few=np.arange(9*784).reshape(9, 28, 28).astype(np.uint8), large=np.arange(60*1024).reshape(60, 32, 32).astype(np.uint8), bits=np.ones((60, 28, 28), np.uint8), flat=np.zeros((60, 784), np.uint8))
     for name, array in arrays.items(): np.save(tmp_path/f'{name}.npy', array)
+    np.savez(tmp_path/'archive.npz', a=arrays['few']); (tmp_path/'archive.npz').rename(tmp_path/'archive.npy'); (tmp_path/'zip.npy').write_bytes(b'PK no zip'); (tmp_path/'runs').mkdir(exist_ok=True)
     (tmp_path/'pictures').mkdir(); (tmp_path/'pictures'/'broken.png').write_bytes(b'no picture')
     (tmp_path/'text.npy').write_text('hello'); (tmp_path/'taken').mkdir(); (tmp_path/'taken'/'thesis.txt').write_text('mine')
     run = shell(*args, cwd=tmp_path)
@@ -53,13 +55,29 @@ def test_demo_and_then_everything_on_its_result(tmp_path):
     a, b = (np.load(tmp_path/f'{k}.npy') for k in 'ab')
     assert a.dtype == np.uint8 and a.shape == (6, 28, 28) and (a == b).all()
     run = shell('ldm_eval', 'd/samples.npy', '--out', 'e.json', cwd=tmp_path)
-    assert run.returncode == 0 and all(w in run.stdout for w in ('500 images against fashion test, 2000 images', 'classifier (not FID)', 'floor: 500 images of fashion train')), run
+    assert run.returncode == 0 and all(w in run.stdout for w in ('500 images of 28 x 28 x 1 against fashion test, 2000 images', 'classifier (not FID)', 'floor: 500 images of fashion train')), run
     again = json.loads((tmp_path/'e.json').read_text())['metrics']           # an image's features differ in the last digits with its place in a batch
     for k, v in again.items(): assert v['value'] == pytest.approx(report['metrics'][k]['value'], rel=1e-3, abs=1e-5), k
     (tmp_path/'png').mkdir()
     for i, x in enumerate(np.load(d/'samples.npy')): Image.fromarray(x).save(tmp_path/'png'/f'{i:04}.png')
     run = shell('ldm_eval', 'png', '--out', 'p.json', cwd=tmp_path)
     assert run.returncode == 0 and json.loads((tmp_path/'p.json').read_text())['metrics'] == again, run
+
+
+def test_models_and_folders_of_colour_images(tmp_path):
+    "Folders of RGB pictures of one size and of several; a model held against data that it was not made for."
+    rng = np.random.default_rng(0)
+    for name, count, side in ('own', 130, 48), ('other', 120, 48), ('large', 60, 70):
+        (tmp_path/name).mkdir()
+        for i in range(count): Image.fromarray(rng.integers(0, 255, (side, side, 3), np.uint8)).save(tmp_path/name/f'{i}.png')
+    run = shell('ldm_eval', 'other', '--data', 'own', '--features', 'pixels', '--out', 'o.json', cwd=tmp_path)
+    assert run.returncode == 0 and '48 x 48 x 3' in run.stdout and 'warning' not in run.stderr, run         # at their own size
+    result = json.loads((tmp_path/'o.json').read_text())
+    assert result['size'] == [3, 48, 48] and result['reference'] == 'own test, 65 images' and result['searched_for_copies'] == 65 and result['what'] == 'other'
+    run = shell('ldm_eval', 'large', '--data', 'own', '--features', 'pixels', cwd=tmp_path)
+    assert run.returncode == 0 and 'ldm_eval: warning' in run.stderr and 'resized to 70 x 70' in run.stderr, run
+    run = shell('ldm_eval', 'fashion', '--data', 'own', cwd=tmp_path)
+    assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and 'the model makes images of (1, 28, 28)' in run.stderr, run
 
 
 def test_steps_make_a_command_repeatable(tmp_path):
