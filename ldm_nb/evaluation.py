@@ -12,8 +12,8 @@ __all__ = ['EFFNET_SHA256', 'INCEPTION_URL', 'INCEPTION_SHA256', 'FEATURES', 'MI
            'class_logits', 'by_class', 'metric_name', 'evaluate', 'reconstruction_figures', 'default_features',
            'report', 'print_report', 'ldm_train', 'ldm_demo', 'ldm_eval']
 
-# %% ../nbs/07_evaluation.ipynb #91b9493b
-import hashlib, math, os, time, warnings
+# %% ../nbs/07_evaluation.ipynb #f46b452e
+import hashlib, math, time, warnings
 from functools import lru_cache
 from pathlib import Path
 import numpy as np
