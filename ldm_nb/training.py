@@ -551,6 +551,7 @@ def train_only(data:str='fashion',     # fashion, fashion-full or a folder of im
     _start_the_others()
     if size and size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
     train_latent_diffusion(load_data(data)[0], out, minutes, steps, size, seed, resume, replace(RECIPES[size or default_size()], accumulate=accumulate))
+    together = _accelerator(); together.wait_for_everyone(); together.end_training() # a process that left early would take the others with it
 
 # %% ../nbs/06_training.ipynb #43f05c0f
 if __name__ == '__main__' and '__file__' in globals(): train_only() # as a program, not in a notebook

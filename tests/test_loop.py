@@ -193,6 +193,7 @@ def test_the_stop_button_of_a_real_notebook_kernel(tmp_path):
 GRADIENTS = '''
 import sys; sys.path.insert(0, {tests!r}); from test_loop import *
 run = train({folder!r}, accumulate=2)
+together = t._accelerator(); together.wait_for_everyone(); together.end_training()
 '''
 
 

@@ -82,6 +82,7 @@ x = torch.randn(101, 6, dtype=torch.float64, generator=torch.Generator().manual_
 total = merge_processes(FeatureStats(6).update(x[a.process_index::2]), a)
 assert total.n == 101 and (total.cov - torch.cov(x.T)).abs().max() < 1e-12 and (total.mean - x.mean(0)).abs().max() < 1e-12
 pathlib.Path(f'equal-{a.process_index}').touch()
+a.wait_for_everyone(); torch.distributed.destroy_process_group()
 ''')
     run = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', 'both.py'], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 0 and (tmp_path/'equal-0').exists() and (tmp_path/'equal-1').exists(), run
