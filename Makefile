@@ -5,7 +5,7 @@ OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 MINUTES ?= 5
 SEED ?= 0
 
-.PHONY: help demo test lab notebooks docs readme weights package clean
+.PHONY: help demo test lab notebooks docs readme weights bench package clean
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
 
@@ -35,6 +35,11 @@ docs: .venv/.dev ## the site, in _docs (needs Quarto)
 	$(BIN)/nbdev_docs
 weights: .venv/.dev ## train what the package ships again (about an hour on 2 cores; needs the full Fashion-MNIST)
 	$(BIN)/python tools/make_weights.py
+bench: .venv/.dev ## how fast, and how good in five minutes, against diffusers on this machine (half an hour)
+	$(BIN)/python bench/speed.py
+	$(BIN)/python bench/conv_peak.py
+	$(BIN)/python bench/evaluation.py
+	$(BIN)/python bench/peers.py
 package: .venv/.dev ## build wheel and sdist, install the wheel in an empty environment, sample with the network cut off
 	bash tools/try_package.sh
 clean:           ## remove what the targets made, but not runs/
