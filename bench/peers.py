@@ -65,7 +65,7 @@ def course_unet(channels, size, widths, layers, seed):
     "The UNet2DModel of the Hugging Face diffusion course, unit 1 (there 32, 64, 64 channels and 2 layers: 1.7 million parameters)."
     from diffusers import UNet2DModel
     torch.manual_seed(seed)
-    return UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=layers, block_out_channels=widths,
+    return UNet2DModel(sample_size=size, in_channels=channels, out_channels=channels, layers_per_block=layers, block_out_channels=widths, norm_num_groups=16,
                        down_block_types=('DownBlock2D', *['AttnDownBlock2D']*(len(widths) - 1)), up_block_types=(*['AttnUpBlock2D']*(len(widths) - 1), 'UpBlock2D'))
 
 
