@@ -15,7 +15,7 @@ import torch
 from torch import nn
 import torch.nn.functional as F
 
-from ldm_nb.core import default_device, read_json, write_json
+from ldm_nb.core import default_device, write_json
 from ldm_nb.denoiser import UNet, diffusion_loss
 from ldm_nb.training import fit
 

@@ -18,7 +18,7 @@ def features(kind, n, d, *key):
     return x*torch.logspace(0, -4, d, dtype=torch.float64) + 30 if kind == 'ill-conditioned' else x
 
 
-CASES = [('random', 400, 24), ('ill-conditioned', 400, 24), ('few', 60, 96), ('random', 1500, 128)]
+CASES = [('random', 200, 2), ('random', 400, 24), ('ill-conditioned', 400, 24), ('few', 60, 96), ('random', 1500, 128)]
 pairs = pytest.mark.parametrize('kind,n,d', CASES, ids=lambda v: str(v))
 def two(kind, n, d): return features(kind, n, d, 'a'), 1.2*features(kind, n + 50, d, 'b') + .1
 
