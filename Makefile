@@ -35,7 +35,8 @@ docs: .venv/.dev ## the site, in _docs (needs Quarto)
 	$(BIN)/nbdev_docs
 weights: .venv/.dev ## train what the package ships again (about an hour on 2 cores; needs the full Fashion-MNIST)
 	$(BIN)/python tools/make_weights.py
-bench: .venv/.dev ## how fast: the denoiser against diffusers' and against this machine, the evaluation (four minutes)
+bench: .venv/.dev ## how good in five minutes and how fast, against diffusers and against this machine (20 minutes)
+	$(BIN)/python bench/peers.py
 	$(BIN)/python bench/speed.py
 	$(BIN)/python bench/conv_peak.py
 	$(BIN)/python bench/evaluation.py

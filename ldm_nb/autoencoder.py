@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['psnr', 'zero_init', 'ResBlock', 'Encoder', 'Decoder', 'AutoEncoder', 'cosine_lr', 'ssim', 'Classifier',
-           'load_classifier', 'perceptual_distance', 'PatchDiscriminator', 'hinge_loss', 'adaptive_weight']
+           'load_classifier', 'perceptual_distance', 'clipped_mse', 'PatchDiscriminator', 'hinge_loss',
+           'adaptive_weight']
 
 # %% ../nbs/02_autoencoder.ipynb #3d36fc80
 import math
@@ -133,6 +134,14 @@ def perceptual_distance(net:Classifier, # frozen
         x, target = layer(x), layer(target)
         if isinstance(layer, nn.Sequential): total = total + (F.normalize(x, eps=1e-4) - F.normalize(target, eps=1e-4)).square().sum(1).mean((1, 2))
     return total
+
+# %% ../nbs/02_autoencoder.ipynb #8fdc0d18
+def clipped_mse(x:Tensor,     # (n, c, h, w), reconstructions, unlimited
+                target:Tensor # (n, c, h, w), originals in [-1, 1]
+               )->Tensor:     # a scalar
+    "Mean squared error in which going beyond black or white costs nothing where the original is black or white: clipping mends it."
+    beyond = ((target <= -1) & (x < -1)) | ((target >= 1) & (x > 1))
+    return F.mse_loss(torch.where(beyond, target, x), target)
 
 # %% ../nbs/02_autoencoder.ipynb #53f4ae69
 class PatchDiscriminator(nn.Module):

@@ -47,10 +47,10 @@ class Joint(nn.Module):
 
 # %% ../nbs/10_joint.ipynb #eced8f5e
 def naive_loss(model:Joint, x:Tensor, y:Tensor|None, schedule, prediction_type, # images (b, c, h, w), labels (b,)
-               kl_weight=1e-4, normalised=False)->tuple: # (loss, diffusion loss, reconstruction error)
+               kl_weight=3e-3, normalised=False)->tuple: # (loss, diffusion loss, reconstruction error)
     "Reconstruction + KL + a diffusion loss whose gradient goes through the latents into the encoder."
     mean, logvar = model.vae.posterior(x)
-    error, kl = F.mse_loss(model.vae.decode(reparameterize(mean, logvar)), x), kl_divergence(mean, logvar).mean()
+    error, kl = clipped_mse(model.vae.decode(reparameterize(mean, logvar)), x), kl_divergence(mean, logvar).mean()
     z = model.norm(mean.float()) if normalised else model.stats.normalize(mean.float())
     diffusion = diffusion_loss(model.denoiser, z, y, schedule, prediction_type)
     return error + kl_weight*kl + diffusion, diffusion, error
@@ -122,10 +122,10 @@ def bridge(z:Tensor, gradient:Tensor)->Tensor: # a scalar
 
 # %% ../nbs/10_joint.ipynb #f7a0391f
 def aligned_loss(model:Joint, x:Tensor, y:Tensor|None, schedule, prediction_type, features,
-                 kl_weight=1e-4, align=.5, align_vae=1.5)->tuple: # (loss, diffusion loss, reconstruction error, alignment loss)
+                 kl_weight=3e-3, align=.5, align_vae=1.5)->tuple: # (loss, diffusion loss, reconstruction error, alignment loss)
     "Reconstruction + KL for the autoencoder, the diffusion loss for the denoiser, alignment for both (Leng et al. 2025; their weights 0.5 and 1.5)."
     mean, logvar = model.vae.posterior(x)
-    error, kl = F.mse_loss(model.vae.decode(reparameterize(mean, logvar)), x), kl_divergence(mean, logvar).mean()
+    error, kl = clipped_mse(model.vae.decode(reparameterize(mean, logvar)), x), kl_divergence(mean, logvar).mean()
     z = model.norm(mean.float()); cut = z.detach().requires_grad_()
     with outputs_of(model.denoiser.mid[2]) as middle: diffusion = diffusion_loss(model.denoiser, cut, y, schedule, prediction_type)
     predicted = model.project(middle[0])                                      # (b, feature_width, h', w')
@@ -143,7 +143,7 @@ def decoder_loss(model:Joint, x:Tensor, y:Tensor|None, schedule, prediction_type
         α, σ = (v.view(-1, 1, 1, 1) for v in schedule(t)); noisy = α*z + σ*torch.randn(z.shape).to(z)
         clean, _ = to_x0_eps(prediction_type, model.denoiser(noisy, t, y), noisy, α, σ)
     recon = model.vae.decode(model.stats.denormalize(clean))
-    error = F.mse_loss(recon, x)
+    error = clipped_mse(recon, x)
     return error + perceptual*perceptual_distance(classifier, recon, x).mean(), error
 
 # %% ../nbs/10_joint.ipynb #3cff788b

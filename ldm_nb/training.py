@@ -31,7 +31,7 @@ class Recipe:
     "Everything that decides a run, except data, seed and budget."
     # stage one: the autoencoder
     f: int = 4; latent_channels: int = 4; ae_width: int = 64; encoder_depth: int = 2; decoder_depth: int = 3
-    kl_weight: float = 1e-4; ae_batch: int = 16; ae_lr: float = 4e-3; ae_share: float = .3 # of the minutes
+    kl_weight: float = 3e-3; ae_batch: int = 16; ae_lr: float = 4e-3; ae_share: float = .2 # of the minutes
     # stage two: the denoiser
     schedule: str = 'flow'; prediction_type: str = 'flow_prediction'
     widths: tuple = (64, 96); blocks: int = 1; emb_dim: int = 192
@@ -215,7 +215,7 @@ class Run:
         children = [(model, lr)] if not isinstance(lr, dict) else [(getattr(model, name), rate) for name, rate in lr.items()]
         groups = [dict(params=[p for p in child.parameters() if p.requires_grad], lr=rate, base=rate) for child, rate in children]
         self.trained = [p for group in groups for p in group['params']]
-        self.opt = torch.optim.AdamW(groups, betas=(.9, .99), weight_decay=0, fused=device.type in ('cpu', 'cuda'))
+        self.opt = torch.optim.AdamW(groups, betas=tuple(settings['betas']), weight_decay=0, fused=device.type in ('cpu', 'cuda'))
         self.history, self.seconds, self.done, self.stopped = {k: [] for k in ('figures', 'lr', 'grad_norm', 'seconds')}, 0., False, False
         self.resume(); self.start = time.perf_counter() - self.seconds; self.saved = time.perf_counter()
 
@@ -264,7 +264,7 @@ def fit(model, loss,        # loss(model, indices) -> a scalar, or a tuple that 
         n:int,              # training examples
         batch_size=16, lr=4e-3, # the rate, or {child of the model: rate}; other children stay as they are
         num_steps:int|None=None, seconds:float|None=None, # the budget: one of the two
-        seed=0, stage='training', ema_decay:float|None=None, lr_schedule=cosine_lr, clip=1.,
+        seed=0, stage='training', ema_decay:float|None=None, lr_schedule=cosine_lr, clip=1., betas=(.9, .99),
         same:dict|None=None, # what else must be as it was when a run is resumed, JSON-able
         accumulate=1,       # parts in which a batch is computed; one process for each, if there are several
         checkpoint=None,    # folder to resume from if it holds something, and to save to
@@ -272,7 +272,7 @@ def fit(model, loss,        # loss(model, indices) -> a scalar, or a tuple that 
         callback=None       # callback(step, model, ema) after each step
        )->dict:             # model, ema, losses (steps,), history {name: array}, seconds, interrupted
     "Train with AdamW, clipping and EMA. With `num_steps` the result is the same however often it was interrupted, and whoever computes the parts."
-    settings = dict(stage=stage, seed=seed, n=n, batch_size=batch_size, lr=lr, num_steps=num_steps, budget=seconds, ema_decay=ema_decay, lr_schedule=lr_schedule.__name__, clip=clip) | (same or {})
+    settings = dict(stage=stage, seed=seed, n=n, batch_size=batch_size, lr=lr, num_steps=num_steps, budget=seconds, ema_decay=ema_decay, lr_schedule=lr_schedule.__name__, clip=clip, betas=list(betas)) | (same or {})
     if (num_steps or 0) < 1 and (seconds or 0) <= 0: raise InputError(f'num_steps is {num_steps} and seconds {seconds}: one of them must be more than nothing')
     run = Run(model, lr, settings, accumulate, checkpoint)
     with _interrupts() as asked, _Display(stage, run) as display, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -305,7 +305,7 @@ def train_autoencoder(images:Tensor,   # (n, c, h, w), padded
     torch.manual_seed(seed_for(seed, 'autoencoder'))
     vae = VAE(recipe.f, recipe.latent_channels, recipe.ae_width, recipe.encoder_depth, recipe.decoder_depth, images.shape[1])
     device = default_device()
-    loss = lambda model, i: vae_loss(model, images[i].to(device), recipe.kl_weight)
+    loss = lambda model, i: vae_loss(model, images[i].to(device), recipe.kl_weight, reconstruction=clipped_mse)
     return fit(vae, loss, len(images), recipe.ae_batch, recipe.ae_lr, seed=seed, stage='autoencoder', accumulate=recipe.accumulate, **budget)
 
 # %% ../nbs/06_training.ipynb #9ce5fbfa

@@ -56,12 +56,13 @@ def forward(self:VAE, x): return self.decode(reparameterize(*self.posterior(x)))
 # %% ../nbs/03_vae.ipynb #05524cf0
 def vae_loss(vae,             # a `VAE`
              x:Tensor,        # (b, c, h, w), images
-             kl_weight=1e-4,  # times the mean KL of a latent number
-             free_bits=0.     # nats a latent number that a channel (mean over the batch) may use without charge
+             kl_weight=3e-3,  # times the mean KL of a latent number
+             free_bits=0.,    # nats a latent number that a channel (mean over the batch) may use without charge
+             reconstruction=F.mse_loss # (images, originals) -> a scalar, a mean over pixels
             )->tuple:         # (loss, reconstruction error, KL in nats a latent number)
-    "Mean squared error over pixels + kl_weight * mean KL over latent numbers."
+    "Reconstruction error over pixels + kl_weight * mean KL over latent numbers."
     mean, logvar = vae.posterior(x)
-    error, kl = F.mse_loss(vae.decode(reparameterize(mean, logvar)), x), kl_divergence(mean, logvar)
+    error, kl = reconstruction(vae.decode(reparameterize(mean, logvar)), x), kl_divergence(mean, logvar)
     charged = kl.mean((0, 2, 3)).clamp(min=free_bits).mean() if free_bits else kl.mean()
     return error + kl_weight*charged, error, kl.mean()
 

@@ -1,0 +1,124 @@
+"""What each choice in the recipe is worth: python bench/recipe.py [--only NAME ...] [--seconds 90]   (half an hour on 2 cores)
+
+Every variant trains both stages from nothing for the same seconds, 2 in 7 of them for the autoencoder, one seed, on the embedded
+Fashion-MNIST. Variants that share their autoencoder share one training of it. The judge is that of peers.py: EfficientNet-Lite0, 500
+samples, 128 leading directions of the test split. Rows are kept in ldm_nb/results/recipe.json; a variant that is there is not trained again.
+"""
+import argparse, json, os, time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+os.environ['TQDM_DISABLE'] = '1'
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ldm_nb.core import PACKAGE, default_device, read_json, seed_for, write_json
+from ldm_nb.data import crop_images, fashion_mnist, pad_images
+from ldm_nb.autoencoder import PatchDiscriminator, adaptive_weight, clipped_mse, hinge_loss, load_classifier, perceptual_distance, psnr
+from ldm_nb.vae import VAE, encode_all, kl_divergence, latent_stats, reparameterize, vae_loss
+from ldm_nb.denoiser import DiT, diffusion_loss
+from ldm_nb.training import RECIPES, LatentDiffusion, fit, train_denoiser
+from peers import judge
+
+DEVICE, BASE = default_device(), RECIPES['lesson']
+STAGE_ONE = ('f', 'latent_channels', 'ae_width', 'encoder_depth', 'decoder_depth', 'kl_weight', 'ae_batch', 'ae_lr')
+VARIANTS = { # name: (changes of the recipe, reconstruction loss, what else)
+    'the recipe': ({}, 'clipped', None), 'as it was: squared error, KL 1e-4': (dict(kl_weight=1e-4), 'mse', None),
+    'squared error': ({}, 'mse', None), 'KL 1e-4': (dict(kl_weight=1e-4), 'clipped', None), 'KL 1e-3': (dict(kl_weight=1e-3), 'clipped', None),
+    'KL 1e-2': (dict(kl_weight=1e-2), 'clipped', None), '8 channels, KL 1e-2': (dict(latent_channels=8, kl_weight=1e-2), 'clipped', None),
+    'with a perceptual loss': ({}, 'perceptual', None), 'with a patch-GAN': ({}, 'gan', None),
+    'predicts the data': (dict(prediction_type='sample'), 'clipped', None), 'uniform t': ({}, 'clipped', 'uniform'), 'U-Net 96, 128': (dict(widths=(96, 128)), 'clipped', None),
+    'DiT': ({}, 'clipped', 'dit'), 'batch 32': (dict(batch=32), 'clipped', None), 'EMA 0.998': (dict(ema_decay=.998), 'clipped', None), 'Muon': ({}, 'clipped', 'muon')}
+
+
+class WithJudge(nn.Module):
+    "An autoencoder and its discriminator, trained in one step: each gets the gradient of its own side."
+    def __init__(self, vae): super().__init__(); self.vae, self.disc = vae, PatchDiscriminator()
+
+
+def reconstruction_loss(kind, x, kl_weight, share=.05, perceptual=.1, first=500):
+    if kind in ('mse', 'clipped'): return lambda m, i: vae_loss(m, x[i].to(DEVICE), kl_weight, reconstruction=F.mse_loss if kind == 'mse' else clipped_mse)
+    def parts(vae, i):
+        images = x[i].to(DEVICE); mean, logvar = vae.posterior(images); r = vae.decode(reparameterize(mean, logvar))
+        return images, r, clipped_mse(r, images) + kl_weight*kl_divergence(mean, logvar).mean()
+    if kind == 'perceptual':
+        net, content = load_classifier(), lambda v: crop_images(v, (28, 28))
+        def loss(m, i): images, r, rec = parts(m, i); return rec + perceptual*perceptual_distance(net, content(r), content(images)).mean()
+        return loss
+    steps = [0]
+    def loss(m, i): # the discriminator waits until there is something to judge
+        images, r, rec = parts(m.vae, i); steps[0] += 1; d = hinge_loss(m.disc(images), m.disc(r.detach()))
+        if steps[0] <= first: return rec + d, rec
+        adv = -torch.func.functional_call(m.disc, {k: p.detach() for k, p in m.disc.named_parameters()}, (r,)).mean()
+        return rec + share*adaptive_weight(rec, adv, m.vae.decoder[-2].weight)*adv + d, rec
+    return loss
+
+
+def stage_one(recipe, kind, x, seconds):
+    torch.manual_seed(seed_for(0, 'autoencoder'))
+    vae = VAE(recipe.f, recipe.latent_channels, recipe.ae_width, recipe.encoder_depth, recipe.decoder_depth, x.shape[1]); gan = kind == 'gan'
+    run = fit(WithJudge(vae) if gan else vae, reconstruction_loss(kind, x, recipe.kl_weight), len(x), recipe.ae_batch, dict(vae=recipe.ae_lr, disc=5e-4) if gan else recipe.ae_lr, seconds=seconds)
+    return vae.eval().requires_grad_(False), len(run['losses'])
+
+
+def orthogonalize(G, steps=5): # (m, n): U V' of G = U S V', nearly
+    "Newton-Schulz as in Muon (Jordan et al. 2024), iterated on the smaller Gram matrix: two large products instead of ten."
+    X = G.T if G.shape[0] > G.shape[1] else G; A = X @ X.T; scale = A.trace() + 1e-14
+    A, one = A/scale, torch.eye(len(A), device=G.device); P = one/scale.sqrt()
+    for _ in range(steps): M = 3.4445*one - 4.775*A + 2.0315*A @ A; P, A = M @ P, M @ A @ M
+    return (P @ X).T if G.shape[0] > G.shape[1] else P @ X
+
+
+class Muon(torch.optim.AdamW):
+    "Muon for convolutions of 16 channels or more, AdamW for the rest."
+    rate, momentum = .02, .95
+    def __init__(self, groups, **kwargs):
+        matrix = lambda p: p.ndim == 4 and min(p.shape[:2]) >= 16
+        self.matrices = [p for g in groups for p in g['params'] if matrix(p)]; self.base = groups[0]['base']
+        super().__init__([g | dict(params=[p for p in g['params'] if not matrix(p)]) for g in groups], **kwargs)
+        self.moments = [torch.zeros_like(p).flatten(1) for p in self.matrices]
+    @torch.no_grad()
+    def step(self, closure=None):
+        super().step(); factor = self.param_groups[0]['lr']/self.base
+        for p, m in zip(self.matrices, self.moments):
+            g = p.grad.flatten(1); m.mul_(self.momentum).add_(g); u = orthogonalize(g + self.momentum*m)
+            p.add_((u*max(1, u.shape[0]/u.shape[1])**.5).view(p.shape), alpha=-self.rate*factor)
+
+
+def stage_two(recipe, extra, z, labels, stats, seconds):
+    if extra in (None, 'muon'):
+        adamw = torch.optim.AdamW
+        try:
+            if extra: torch.optim.AdamW = Muon
+            return train_denoiser(z, labels, stats, recipe, 10, seconds=seconds)
+        finally: torch.optim.AdamW = adamw
+    from ldm_nb.denoiser import UNet
+    torch.manual_seed(seed_for(0, 'denoiser')); net = DiT(z.shape[1], num_classes=10) if extra == 'dit' else UNet(z.shape[1], recipe.widths, recipe.blocks, 10, recipe.emb_dim)
+    net.trained_on, net.shrinks = stats.fingerprint, 1
+    def loss(m, i):
+        y = labels[i].where(torch.rand(len(i)) >= recipe.label_dropout, 10).to(DEVICE)
+        return diffusion_loss(m, z[i].to(DEVICE), y, t=torch.rand(len(i)) if extra == 'uniform' else None)
+    return fit(net, loss, len(z), recipe.batch, recipe.lr, seconds=seconds, stage='denoiser', ema_decay=recipe.ema_decay)
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS), metavar='NAME'); p.add_argument('--seconds', type=float, default=90.); p.add_argument('--out', type=Path, default=PACKAGE/'results'/'recipe.json')
+    args = p.parse_args(); data, test = fashion_mnist(), fashion_mnist('test'); x, kept = pad_images(data.images), {}
+    rows = read_json(args.out)['rows'] if args.out.exists() else []
+    for name in args.only:
+        if any((r['name'], r['seconds']) == (name, args.seconds) for r in rows): continue
+        changes, kind, extra = VARIANTS[name]; recipe = replace(BASE, **changes); key = (kind, *(asdict(recipe)[k] for k in STAGE_ONE))
+        if key not in kept: kept[key] = stage_one(recipe, kind, x, args.seconds*2/7)
+        vae, steps = kept[key]; z = encode_all(vae, x); stats = latent_stats(vae, x, z)
+        two = stage_two(recipe, extra, stats.normalize(z), data.labels, stats, args.seconds*5/7)
+        ldm = LatentDiffusion(vae, stats, two['model'], two['ema'], recipe.schedule, recipe.prediction_type, data.images.shape[-2:], data.classes)
+        with torch.no_grad(): r = torch.cat([ldm.decode(ldm.encode(b)) for b in test.images[:500].split(250)])
+        began = time.perf_counter(); drawn = {g: ldm.sample(500, guidance=g) for g in (1., 2., 3.)}; speed = 1500/(time.perf_counter() - began)
+        rows.append(dict(name=name, seconds=args.seconds, steps=[steps, len(two['losses'])], psnr=psnr(r, test.images[:500]).mean().item(), reconstructions=judge(r),
+                         samples={str(g): judge(v) for g, v in drawn.items()}, images_per_second=speed)); print(json.dumps(rows[-1]), flush=True)
+        write_json(args.out, dict(command='python bench/recipe.py', rows=rows, card=dict(samples=500, network='EfficientNet-Lite0, 64 x 64', directions=128, reference='fashion test, 2000 images', device=str(DEVICE), threads=torch.get_num_threads(), torch=torch.__version__)))
+
+
+if __name__ == '__main__': main()
