@@ -17,7 +17,7 @@ from ldm_nb.core import PACKAGE, default_device, read_json, seed_for, write_json
 from ldm_nb.data import crop_images, fashion_mnist, pad_images
 from ldm_nb.autoencoder import PatchDiscriminator, adaptive_weight, clipped_mse, hinge_loss, load_classifier, perceptual_distance, psnr
 from ldm_nb.vae import VAE, encode_all, kl_divergence, latent_stats, reparameterize, vae_loss
-from ldm_nb.denoiser import DiT, diffusion_loss
+from ldm_nb.denoiser import DiT, UNet, diffusion_loss
 from ldm_nb.training import RECIPES, LatentDiffusion, fit, train_denoiser
 from peers import judge
 
@@ -29,7 +29,7 @@ VARIANTS = { # name: (changes of the recipe, reconstruction loss, what else)
     'KL 1e-2': (dict(kl_weight=1e-2), 'clipped', None), '8 channels, KL 1e-2': (dict(latent_channels=8, kl_weight=1e-2), 'clipped', None),
     'with a perceptual loss': ({}, 'perceptual', None), 'with a patch-GAN': ({}, 'gan', None),
     'predicts the data': (dict(prediction_type='sample'), 'clipped', None), 'uniform t': ({}, 'clipped', 'uniform'), 'U-Net 96, 128': (dict(widths=(96, 128)), 'clipped', None),
-    'DiT': ({}, 'clipped', 'dit'), 'batch 32': (dict(batch=32), 'clipped', None), 'EMA 0.998': (dict(ema_decay=.998), 'clipped', None), 'Muon': ({}, 'clipped', 'muon')}
+    'learns draws, not means': ({}, 'clipped', 'draws'), 'DiT': ({}, 'clipped', 'dit'), 'batch 32': (dict(batch=32), 'clipped', None), 'EMA 0.998': (dict(ema_decay=.998), 'clipped', None), 'Muon': ({}, 'clipped', 'muon')}
 
 
 class WithJudge(nn.Module):
@@ -86,19 +86,19 @@ class Muon(torch.optim.AdamW):
             p.add_((u*max(1, u.shape[0]/u.shape[1])**.5).view(p.shape), alpha=-self.rate*factor)
 
 
-def stage_two(recipe, extra, z, labels, stats, seconds):
+def stage_two(recipe, extra, z, deviation, labels, stats, seconds): # z: normalized means, deviation: of the encoder's draws
     if extra in (None, 'muon'):
         adamw = torch.optim.AdamW
         try:
             if extra: torch.optim.AdamW = Muon
             return train_denoiser(z, labels, stats, recipe, 10, seconds=seconds)
         finally: torch.optim.AdamW = adamw
-    from ldm_nb.denoiser import UNet
     torch.manual_seed(seed_for(0, 'denoiser')); net = DiT(z.shape[1], num_classes=10) if extra == 'dit' else UNet(z.shape[1], recipe.widths, recipe.blocks, 10, recipe.emb_dim)
     net.trained_on, net.shrinks = stats.fingerprint, 1
     def loss(m, i):
         y = labels[i].where(torch.rand(len(i)) >= recipe.label_dropout, 10).to(DEVICE)
-        return diffusion_loss(m, z[i].to(DEVICE), y, t=torch.rand(len(i)) if extra == 'uniform' else None)
+        latents = z[i] + deviation[i]*torch.randn(z[i].shape) if extra == 'draws' else z[i]
+        return diffusion_loss(m, latents.to(DEVICE), y, t=torch.rand(len(i)) if extra == 'uniform' else None)
     return fit(net, loss, len(z), recipe.batch, recipe.lr, seconds=seconds, stage='denoiser', ema_decay=recipe.ema_decay)
 
 
@@ -112,7 +112,8 @@ def main():
         changes, kind, extra = VARIANTS[name]; recipe = replace(BASE, **changes); key = (kind, *(asdict(recipe)[k] for k in STAGE_ONE))
         if key not in kept: kept[key] = stage_one(recipe, kind, x, args.seconds*2/7)
         vae, steps = kept[key]; z = encode_all(vae, x); stats = latent_stats(vae, x, z)
-        two = stage_two(recipe, extra, stats.normalize(z), data.labels, stats, args.seconds*5/7)
+        with torch.no_grad(): deviation = torch.cat([(vae.posterior(b.to(DEVICE))[1]/2).exp().cpu() for b in x.split(250)])/torch.tensor(stats.std).view(-1, 1, 1)
+        two = stage_two(recipe, extra, stats.normalize(z), deviation, data.labels, stats, args.seconds*5/7)
         ldm = LatentDiffusion(vae, stats, two['model'], two['ema'], recipe.schedule, recipe.prediction_type, data.images.shape[-2:], data.classes)
         with torch.no_grad(): r = torch.cat([ldm.decode(ldm.encode(b)) for b in test.images[:500].split(250)])
         began = time.perf_counter(); drawn = {g: ldm.sample(500, guidance=g) for g in (1., 2., 3.)}; speed = 1500/(time.perf_counter() - began)
