@@ -25,11 +25,11 @@ DEVICE, BASE = default_device(), RECIPES['lesson']
 STAGE_ONE = ('f', 'latent_channels', 'ae_width', 'encoder_depth', 'decoder_depth', 'kl_weight', 'ae_batch', 'ae_lr')
 VARIANTS = { # name: (changes of the recipe, reconstruction loss, what else)
     'the recipe': ({}, 'clipped', None), 'as it was: squared error, KL 1e-4': (dict(kl_weight=1e-4), 'mse', None),
-    'squared error': ({}, 'mse', None), 'KL 1e-4': (dict(kl_weight=1e-4), 'clipped', None), 'KL 1e-3': (dict(kl_weight=1e-3), 'clipped', None),
-    'KL 1e-2': (dict(kl_weight=1e-2), 'clipped', None), '8 channels, KL 1e-2': (dict(latent_channels=8, kl_weight=1e-2), 'clipped', None),
-    'with a perceptual loss': ({}, 'perceptual', None), 'with a patch-GAN': ({}, 'gan', None),
-    'predicts the data': (dict(prediction_type='sample'), 'clipped', None), 'uniform t': ({}, 'clipped', 'uniform'), 'U-Net 96, 128': (dict(widths=(96, 128)), 'clipped', None),
-    'learns draws, not means': ({}, 'clipped', 'draws'), 'DiT': ({}, 'clipped', 'dit'), 'batch 32': (dict(batch=32), 'clipped', None), 'EMA 0.998': (dict(ema_decay=.998), 'clipped', None), 'Muon': ({}, 'clipped', 'muon')}
+    'squared error': ({}, 'mse', None), 'KL 1e-4': (dict(kl_weight=1e-4), 'clipped', None), 'KL 1e-2': (dict(kl_weight=1e-2), 'clipped', None),
+    'learns draws, not means': ({}, 'clipped', 'draws'), 'predicts the data': (dict(prediction_type='sample'), 'clipped', None), 'U-Net 96, 128': (dict(widths=(96, 128)), 'clipped', None),
+    'with a patch-GAN': ({}, 'gan', None), 'with a perceptual loss': ({}, 'perceptual', None), '8 channels, KL 1e-2': (dict(latent_channels=8, kl_weight=1e-2), 'clipped', None),
+    'DiT': ({}, 'clipped', 'dit'), 'Muon': ({}, 'clipped', 'muon'), 'uniform t': ({}, 'clipped', 'uniform'), 'batch 32': (dict(batch=32), 'clipped', None),
+    'EMA 0.998': (dict(ema_decay=.998), 'clipped', None), 'KL 1e-3': (dict(kl_weight=1e-3), 'clipped', None)}
 
 
 class WithJudge(nn.Module):
@@ -44,11 +44,11 @@ def reconstruction_loss(kind, x, kl_weight, share=.05, perceptual=.1, first=500)
         return images, r, clipped_mse(r, images) + kl_weight*kl_divergence(mean, logvar).mean()
     if kind == 'perceptual':
         net, content = load_classifier(), lambda v: crop_images(v, (28, 28))
-        def loss(m, i): images, r, rec = parts(m, i); return rec + perceptual*perceptual_distance(net, content(r), content(images)).mean()
+        def loss(m, i): images, r, rec = parts(m, i); return rec + perceptual*perceptual_distance(net, content(r).clamp(-1, 1), content(images)).mean()
         return loss
     steps = [0]
     def loss(m, i): # the discriminator waits until there is something to judge
-        images, r, rec = parts(m.vae, i); steps[0] += 1; d = hinge_loss(m.disc(images), m.disc(r.detach()))
+        images, r, rec = parts(m.vae, i); r = r.clamp(-1, 1); steps[0] += 1; d = hinge_loss(m.disc(images), m.disc(r.detach()))
         if steps[0] <= first: return rec + d, rec
         adv = -torch.func.functional_call(m.disc, {k: p.detach() for k, p in m.disc.named_parameters()}, (r,)).mean()
         return rec + share*adaptive_weight(rec, adv, m.vae.decoder[-2].weight)*adv + d, rec

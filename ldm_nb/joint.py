@@ -144,7 +144,7 @@ def decoder_loss(model:Joint, x:Tensor, y:Tensor|None, schedule, prediction_type
         clean, _ = to_x0_eps(prediction_type, model.denoiser(noisy, t, y), noisy, α, σ)
     recon = model.vae.decode(model.stats.denormalize(clean))
     error = clipped_mse(recon, x)
-    return error + perceptual*perceptual_distance(classifier, recon, x).mean(), error
+    return error + perceptual*perceptual_distance(classifier, recon.clamp(-1, 1), x).mean(), error
 
 # %% ../nbs/10_joint.ipynb #3cff788b
 def _aligned(model, features, lr, vae_lr):
