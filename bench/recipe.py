@@ -2,7 +2,7 @@
 
 Every variant trains both stages from nothing for the same seconds, 2 in 7 of them for the autoencoder, one seed, on the embedded
 Fashion-MNIST. Variants that share their autoencoder share one training of it. The judge is that of peers.py: EfficientNet-Lite0, 500
-samples, 128 leading directions of the test split. Rows are kept in ldm_nb/results/recipe.json; a variant that is there is not trained again.
+samples, 128 leading directions of the test split. Rows are kept in ldm_nb/results/recipe.json, and written as a table to bench/RECIPE.md; a variant that is there is not trained again.
 """
 import argparse, json, os, time
 from dataclasses import asdict, replace
@@ -102,6 +102,15 @@ def stage_two(recipe, extra, z, deviation, labels, stats, seconds): # z: normali
     return fit(net, loss, len(z), recipe.batch, recipe.lr, seconds=seconds, stage='denoiser', ema_decay=recipe.ema_decay)
 
 
+def write_table(rows):
+    "The rows as a table in RECIPE.md, best first."
+    path = Path(__file__).parent/'RECIPE.md'; text = path.read_text(); head, rest = text.split('<!-- table -->'); tail = rest.split('<!-- end -->')[1]
+    pair = lambda v: f"{v['frechet_distance']:.0f} / {v['kid_x1000']:,.0f}"
+    lines = [f"| {r['name']} | {r['seconds']:.0f} | {' + '.join(f'{n:,}' for n in r['steps'])} | {r['psnr']:.1f} | {pair(r['reconstructions'])} | " + ' | '.join(pair(v) for v in r['samples'].values()) + ' |' for r in sorted(rows, key=lambda r: r['samples']['2.0']['frechet_distance'])]
+    table = '| | seconds | steps | dB | reconstructions | guidance 1 | 2 | 3 |\n|---|---|---|---|---|---|---|---|\n' + '\n'.join(lines)
+    path.write_text(f'{head}<!-- table -->\nDistance / KID x 1,000, lower is better:\n\n{table}\n<!-- end -->{tail}')
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', nargs='+', choices=VARIANTS, default=list(VARIANTS), metavar='NAME'); p.add_argument('--seconds', type=float, default=90.); p.add_argument('--out', type=Path, default=PACKAGE/'results'/'recipe.json')
@@ -119,7 +128,7 @@ def main():
         began = time.perf_counter(); drawn = {g: ldm.sample(500, guidance=g) for g in (1., 2., 3.)}; speed = 1500/(time.perf_counter() - began)
         rows.append(dict(name=name, seconds=args.seconds, steps=[steps, len(two['losses'])], psnr=psnr(r, test.images[:500]).mean().item(), reconstructions=judge(r),
                          samples={str(g): judge(v) for g, v in drawn.items()}, images_per_second=speed)); print(json.dumps(rows[-1]), flush=True)
-        write_json(args.out, dict(command='python bench/recipe.py', rows=rows, card=dict(samples=500, network='EfficientNet-Lite0, 64 x 64', directions=128, reference='fashion test, 2000 images', device=str(DEVICE), threads=torch.get_num_threads(), torch=torch.__version__)))
+        write_json(args.out, dict(command='python bench/recipe.py', rows=rows, card=dict(samples=500, network='EfficientNet-Lite0, 64 x 64', directions=128, reference='fashion test, 2000 images', device=str(DEVICE), threads=torch.get_num_threads(), torch=torch.__version__))); write_table(rows)
 
 
 if __name__ == '__main__': main()
