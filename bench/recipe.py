@@ -102,13 +102,16 @@ def stage_two(recipe, extra, z, deviation, labels, stats, seconds): # z: normali
     return fit(net, loss, len(z), recipe.batch, recipe.lr, seconds=seconds, stage='denoiser', ema_decay=recipe.ema_decay)
 
 
-def write_table(rows):
-    "The rows as a table in RECIPE.md, best first."
-    path = Path(__file__).parent/'RECIPE.md'; text = path.read_text(); head, rest = text.split('<!-- table -->'); tail = rest.split('<!-- end -->')[1]
+def table(rows):
+    "The rows in Markdown, best first."
     pair = lambda v: f"{v['frechet_distance']:.0f} / {v['kid_x1000']:,.0f}"
     lines = [f"| {r['name']} | {r['seconds']:.0f} | {' + '.join(f'{n:,}' for n in r['steps'])} | {r['psnr']:.1f} | {pair(r['reconstructions'])} | " + ' | '.join(pair(v) for v in r['samples'].values()) + ' |' for r in sorted(rows, key=lambda r: r['samples']['2.0']['frechet_distance'])]
-    table = '| | seconds | steps | dB | reconstructions | guidance 1 | 2 | 3 |\n|---|---|---|---|---|---|---|---|\n' + '\n'.join(lines)
-    path.write_text(f'{head}<!-- table -->\nDistance / KID x 1,000, lower is better:\n\n{table}\n<!-- end -->{tail}')
+    return 'Distance / KID x 1,000, lower is better:\n\n| | seconds | steps | dB | reconstructions | guidance 1 | 2 | 3 |\n|---|---|---|---|---|---|---|---|\n' + '\n'.join(lines)
+
+
+def write_table(rows):
+    path = Path(__file__).parent/'RECIPE.md'; head, rest = path.read_text(encoding='utf-8').split('<!-- table -->')
+    path.write_text(f'{head}<!-- table -->\n{table(rows)}\n<!-- end -->{rest.split("<!-- end -->")[1]}', encoding='utf-8')
 
 
 def main():

@@ -90,6 +90,13 @@ def test_readme_is_made_from_the_index():
     for target in re.findall(r'\]\((?!https?:|#)([^)\s]+)\)', readme()): assert (ROOT/target).exists(), target
 
 
+def test_recipe_table_is_made_from_its_rows(monkeypatch):
+    monkeypatch.setenv('TQDM_DISABLE', ''); monkeypatch.syspath_prepend(str(ROOT/'bench')); import recipe
+    rows = json.loads((ROOT/'ldm_nb'/'results'/'recipe.json').read_text())['rows']
+    assert f'<!-- table -->\n{recipe.table(rows)}\n<!-- end -->' in (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8'), 'run python bench/recipe.py'
+    assert {r['name'] for r in rows} <= set(recipe.VARIANTS)
+
+
 def test_one_version():
     import ldm_nb
     assert f'version = {ldm_nb.__version__}\n' in (ROOT/'settings.ini').read_text()
