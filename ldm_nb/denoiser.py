@@ -115,6 +115,7 @@ class SelfAttention(nn.Module):
     def __init__(self, width:int, head_width=32):
         super().__init__()
         self.heads, self.norm = max(width//head_width, 1), nn.GroupNorm(8, width)
+        if width % self.heads: raise InputError(f'width is {width}: attention with {self.heads} heads needs a multiple of {self.heads}, best of {head_width}')
         self.qkv, self.out = nn.Conv2d(width, 3*width, 1), zero_init(nn.Conv2d(width, width, 1))
     def forward(self, x):
         b, c, h, w = x.shape
