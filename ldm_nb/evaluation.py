@@ -30,7 +30,8 @@ from .training import *
 # %% ../nbs/07_evaluation.ipynb #b6ec53a6
 def sqrt_psd(A:Tensor)->Tensor: # (d, d) symmetric, in and out
     "Symmetric square root. Eigenvalues below 0 are rounding, and count as 0."
-    values, vectors = torch.linalg.eigh(A)
+    try: values, vectors = torch.linalg.eigh(A)
+    except torch.linalg.LinAlgError: vectors, values = torch.linalg.svd(A)[:2] # eigh may fail on many equal eigenvalues; for a covariance both are the same
     return (vectors*values.clamp(min=0).sqrt()) @ vectors.T
 
 # %% ../nbs/07_evaluation.ipynb #827fd232
