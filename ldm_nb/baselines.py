@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['relativistic_losses', 'gradient_penalty', 'judged', 'gan_loss', 'keep_variance', 'conv3', 'conv1', 'GANBlock',
            'Generator', 'Discriminator', 'GAN', 'velocity_weight', 'PixelDiffusion', 'train_latents', 'gan_rate',
-           'train_gan', 'train_pixels', 'drawing_parameters', 'count_flops']
+           'labelled_images', 'train_gan', 'train_pixels', 'drawing_parameters', 'count_flops']
 
 # %% ../nbs/11_showdown.ipynb #b6fd1862
 import math
@@ -131,11 +131,18 @@ def gan_rate(progress:float, step:int)->float:
     "Warm-up over 100 steps, then half a cosine down to a tenth."
     return min(1., (step + 1)/100)*(.55 + .45*math.cos(math.pi*progress))
 
+# %% ../nbs/11_showdown.ipynb #450795e2
+def labelled_images(data:ImageData, side=32)->Tensor: # (n, c, side, side)
+    "The padded images. `InputError` unless they have classes and fit into `side`: the rivals are built for that."
+    if not data.classes: raise InputError('the rivals draw classes, and these images have none: give a folder with one subfolder for each class')
+    if max(data.images.shape[-2:]) > side: raise InputError(f'images are {data.images.shape[-2]} x {data.images.shape[-1]}, the rivals draw {side} x {side} at most: make them smaller')
+    return pad_images(data.images, side)
+
 # %% ../nbs/11_showdown.ipynb #50c2b174
 def train_gan(data:ImageData, seconds:float, out=None, # a folder for checkpoints
               seed=0, batch_size=16, lr=1e-3, gamma=20., share=.25, **kwargs)->GAN: # kwargs: of `Generator`
     "The regularised relativistic GAN: Adam without momentum, running average of the weights (Huang et al. 2024). `steps` is their number."
-    torch.manual_seed(seed_for(seed, 'gan')); device, x = default_device(), pad_images(data.images, 32)
+    torch.manual_seed(seed_for(seed, 'gan')); device, x = default_device(), labelled_images(data)
     gan = GAN(data.images.shape[-2:], len(data.classes), x.shape[1], **kwargs)
     def loss(model, i):
         real = x[i].to(device)
@@ -150,7 +157,7 @@ def train_pixels(data:ImageData, seconds:float, out=None, # a folder for checkpo
                  batch_size=16, lr=1e-3, label_dropout=.1)->PixelDiffusion:
     "Diffusion on pixels: a U-Net that predicts the flow, or a transformer on patches of 4 x 4 that predicts the data. `steps` is their number."
     if net not in ('unet', 'patches'): raise InputError(f"net is {net!r}: choose unet or patches")
-    torch.manual_seed(seed_for(seed, net)); device, x, k = default_device(), pad_images(data.images, 32), len(data.classes)
+    torch.manual_seed(seed_for(seed, net)); device, x, k = default_device(), labelled_images(data), len(data.classes)
     model = UNet(x.shape[1], (32, 64, 96), num_classes=k, emb_dim=240) if net == 'unet' else DiT(x.shape[1], depth=5, patch_size=4, num_classes=k)
     prediction, weighting = ('flow_prediction', None) if net == 'unet' else ('sample', velocity_weight)
     def loss(model, i):
