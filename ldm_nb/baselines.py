@@ -29,7 +29,7 @@ def relativistic_losses(real:Tensor, fake:Tensor)->tuple: # scores (b,); (discri
 def gradient_penalty(scores:Tensor, # (b,), of a discriminator
                      x:Tensor       # (b, ...), what was scored; needs a gradient
                     )->Tensor:      # (b,)
-    "Squared length of each score's gradient by its own input, differentiable: R1 on real images, R2 on fake ones (Mescheder et al. 2018, eq. 9, 10)."
+    "Squared length of each score's gradient by its own input, differentiable: R1 on real images, R2 on fake ones (Mescheder et al. 2018)."
     return torch.autograd.grad(scores.sum(), x, create_graph=True)[0].square().flatten(1).sum(1)
 
 # %% ../nbs/11_showdown.ipynb #d1bdae4b
@@ -45,7 +45,7 @@ def gan_loss(gan,           # has `generator` and `discriminator`
              gamma=1.,      # weight of both penalties; 0: none
              share=1.       # of the batch that the penalties are estimated with
             )->tuple:       # (what is minimised, discriminator's loss, generator's, mean penalty), scalars
-    "Both sides of the regularised relativistic loss in one scalar; each weight gets the gradient of its own side only (Huang et al. 2024, eq. 2, 3)."
+    "Both sides of the regularised relativistic loss in one scalar; each weight gets the gradient of its own side only (Huang et al. 2024)."
     fake = gan.generator(z, *labels); both = torch.cat([real, fake.detach()])
     a, b = gan.discriminator(both, *(v.repeat(2) for v in labels)).flatten().chunk(2)
     some = torch.arange(len(both)).view(2, -1)[:, :math.ceil(share*len(z))].flatten(); x = both[some].requires_grad_()
@@ -58,12 +58,12 @@ def keep_variance(layer, gain=1.): # gain: 1.4 after a leaky ReLU
     "Weights that keep the variance of their input, times the square of `gain`; bias 0 (He et al. 2015)."
     nn.init.kaiming_normal_(layer.weight, nonlinearity='linear'); layer.weight.data *= gain; nn.init.zeros_(layer.bias)
     return layer
-def conv3(i, o, gain=1.4, **kwargs): return keep_variance(nn.Conv2d(i, o, 3, padding=1, **kwargs), gain)
+def conv3(i, o, gain=1.4): return keep_variance(nn.Conv2d(i, o, 3, padding=1), gain)
 def conv1(i, o): return keep_variance(nn.Conv2d(i, o, 1))
 
 # %% ../nbs/11_showdown.ipynb #d2b3fc97
 class GANBlock(nn.Module):
-    "x + conv(act(conv(act(x)))), without normalisation; the second convolution starts small (Huang et al. 2024, section 3)."
+    "x + conv(act(conv(act(x)))), without normalisation; the second convolution starts small (after Huang et al. 2024)."
     def __init__(self, width:int):
         super().__init__(); self.conv1, self.conv2 = conv3(width, width), conv3(width, width, gain=.4)
     def forward(self, x): return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, .2)), .2))
@@ -91,10 +91,10 @@ class Discriminator(nn.Module):
 
 # %% ../nbs/11_showdown.ipynb #bcbd915e
 class GAN(nn.Module):
-    "Generator and discriminator; kwargs: of `Generator`."
-    def __init__(self, image_size=(28, 28), num_classes=10, image_channels=1, **kwargs):
+    "Generator and discriminator."
+    def __init__(self, image_size=(28, 28), num_classes=10, image_channels=1):
         super().__init__(); self.image_size, self.num_classes = tuple(image_size), num_classes
-        self.generator, self.discriminator = Generator(num_classes, image_channels=image_channels, **kwargs), Discriminator(num_classes, image_channels=image_channels)
+        self.generator, self.discriminator = Generator(num_classes, image_channels=image_channels), Discriminator(num_classes, image_channels=image_channels)
     @torch.no_grad()
     def sample(self, n, seed=0, batch_size=250): # classes in turn -> (n, c, h, w) in [-1, 1], on the CPU
         z, y, device = torch.randn(n, self.generator.z_dim, generator=generator(seed, 'sample')), torch.arange(n) % self.num_classes, next(self.parameters()).device
@@ -103,7 +103,7 @@ class GAN(nn.Module):
 
 # %% ../nbs/11_showdown.ipynb #4978b50d
 def velocity_weight(snr:Tensor, least=.05)->Tensor:
-    "Weight on the squared error of x_0 that makes it the flow's: 1/sigma^2 on the straight line, sigma at least `least` (Li and He 2025, eq. 7)."
+    "Weight on the squared error of x_0 that makes it the flow's: 1/sigma^2 on the straight line, sigma at least `least` (Li and He 2025)."
     return (1 + snr.sqrt()).square().clamp(max=least**-2)
 
 # %% ../nbs/11_showdown.ipynb #93cb852d
@@ -140,10 +140,10 @@ def labelled_images(data:ImageData, side=32)->Tensor: # (n, c, side, side)
 
 # %% ../nbs/11_showdown.ipynb #50c2b174
 def train_gan(data:ImageData, seconds:float, out=None, # a folder for checkpoints
-              seed=0, batch_size=16, lr=1e-3, gamma=20., share=.25, **kwargs)->GAN: # kwargs: of `Generator`
+              seed=0, batch_size=16, lr=1e-3, gamma=20., share=.25)->GAN:
     "The regularised relativistic GAN: Adam without momentum, running average of the weights (Huang et al. 2024). `steps` is their number."
     torch.manual_seed(seed_for(seed, 'gan')); device, x = default_device(), labelled_images(data)
-    gan = GAN(data.images.shape[-2:], len(data.classes), x.shape[1], **kwargs)
+    gan = GAN(data.images.shape[-2:], len(data.classes), x.shape[1])
     def loss(model, i):
         real = x[i].to(device)
         return gan_loss(model, torch.randn(len(i), model.generator.z_dim).to(device), real, data.labels[i].to(device), gamma=gamma, share=share)
