@@ -6,6 +6,7 @@ On this machine, one after the other, on the same 10,000 images, each for the sa
           of their training script (on two cores 64 would leave 270 steps in five minutes); sampled by DDIM in 50 steps
   latent  diffusers' AutoencoderKL (20 % of the time, like ours), then a UNet2DModel on its scaled latents, with the schedule of Stable Diffusion;
           sampled by DDIM in 50 steps
+The pipelines are sampled twice: with the scheduler's default spacing of the 50 steps, and with spacing "trailing", which begins at the last step of training.
 The judge is a network that none of them was trained with: EfficientNet-Lite0 on photographs, images at 64 x 64, test split as reference.
 With fewer samples than features a Frechet distance is mostly bias, so it is measured in the reference's 128 leading directions.
 Writes bench/peers.json; needs the extra [dev].
@@ -53,9 +54,9 @@ def noise_loss(x, scheduler):
 
 
 @torch.no_grad()
-def ddim(net, scheduler, shape, n, seed, steps=50, batch=250):
+def ddim(net, scheduler, shape, n, seed, spacing, steps=50, batch=250):
     from diffusers import DDIMScheduler
-    sampler = DDIMScheduler.from_config(scheduler.config); sampler.set_timesteps(steps)
+    sampler = DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing); sampler.set_timesteps(steps)
     noise, out = torch.randn(n, *shape, generator=generator(seed, 'ddim')), []
     for x in noise.split(batch):
         x = x.to(DEVICE)
@@ -72,13 +73,16 @@ def course_unet(channels, size, widths, layers, groups, seed):
                        down_block_types=('DownBlock2D', *['AttnDownBlock2D']*(len(widths) - 1)), up_block_types=(*['AttnUpBlock2D']*(len(widths) - 1), 'UpBlock2D'))
 
 
+def both_spacings(name, draw): # {name: (how, a function that draws)}
+    return {name: ('DDIM, 50 steps', lambda: draw('leading')), f'{name}, trailing': ('DDIM, 50 steps, spacing "trailing"', lambda: draw('trailing'))}
+
+
 def pixel(data, seconds, n, seed):
     from diffusers import DDPMScheduler
     x, scheduler = pad_images(data.images), DDPMScheduler(num_train_timesteps=1000, beta_schedule='squaredcos_cap_v2')
     net = course_unet(1, 32, (32, 64, 64), 2, 32, seed)
     steps = train(net, noise_loss(x, scheduler), seconds, len(x), 16, 4e-4, 100, seed)
-    began = time.perf_counter(); images = ddim(net, scheduler, (1, 32, 32), n, seed).cpu()
-    return dict(parameters=parameters(net), steps=steps, sampling='DDIM, 50 steps'), images, time.perf_counter() - began
+    return dict(parameters=parameters(net), steps=steps), both_spacings('pixel', lambda spacing: ddim(net, scheduler, (1, 32, 32), n, seed, spacing).cpu())
 
 
 def latent(data, seconds, n, seed):
@@ -93,15 +97,15 @@ def latent(data, seconds, n, seed):
     with torch.no_grad(): z = torch.cat([vae.encode(part.to(DEVICE)).latent_dist.mean for part in x.split(250)]).cpu()
     scale = 1/z.std(); net = course_unet(4, 8, (48, 80), 1, 16, seed)
     steps = train(net, noise_loss(z*scale, scheduler), .8*seconds, len(x), 64, 4e-4, 100, seed)
-    began = time.perf_counter(); z = ddim(net, scheduler, (4, 8, 8), n, seed)/scale.to(DEVICE)
-    with torch.no_grad(): images = torch.cat([vae.decode(part).sample for part in z.split(250)]).cpu()
-    return dict(parameters=parameters(vae, net), steps=[first, steps], sampling='DDIM, 50 steps'), images, time.perf_counter() - began
+    @torch.no_grad()
+    def draw(spacing): z = ddim(net, scheduler, (4, 8, 8), n, seed, spacing)/scale.to(DEVICE); return torch.cat([vae.decode(part).sample for part in z.split(250)]).cpu()
+    return dict(parameters=parameters(vae, net), steps=[first, steps]), both_spacings('latent', draw)
 
 
 def ours(data, seconds, n, seed):
     with tempfile.TemporaryDirectory() as d: ldm, losses = train_latent_diffusion(data, Path(d)/'run', minutes=seconds/60, size='lesson', seed=seed)
-    began = time.perf_counter(); images = ldm.sample(n, seed=seed); spent = time.perf_counter() - began
-    return dict(parameters=parameters(ldm.autoencoder, ldm.ema), steps=[len(v) for v in losses.values()], sampling='30 steps, guidance 2'), images, spent, ldm
+    draws = {'ours': ('30 steps, guidance 2', lambda: ldm.sample(n, seed=seed)), 'ours, without labels': ('30 steps, no labels', lambda: ldm.sample(n, guidance=0., seed=seed))}
+    return dict(parameters=parameters(ldm.autoencoder, ldm.ema), steps=[len(v) for v in losses.values()]), draws
 
 
 @cache
@@ -121,13 +125,13 @@ def main():
     p.add_argument('--only', nargs='+', default=['ours', 'latent', 'pixel'], choices=['ours', 'latent', 'pixel']); p.add_argument('--out', default=HERE/'peers.json')
     args = p.parse_args()
     data = fashion_mnist()
-    rows, add = [], lambda name, card, images, spent: rows.append(dict(name=name, **card, **judge(crop_images(images, (28, 28))), images_per_second=len(images)/spent))
-    for name in args.only:
-        made = dict(ours=ours, latent=latent, pixel=pixel)[name](data, 60*args.minutes, args.samples, args.seed); add(name, *made[:3]); print(json.dumps(rows[-1]), flush=True)
-        save_png(Path('runs')/f'peers-{name}.png', image_grid(crop_images(made[1], (28, 28))[:100].clamp(-1, 1), 10))
-        if name == 'ours':
-            began = time.perf_counter(); images = made[3].sample(args.samples, guidance=0., seed=args.seed)
-            add('ours, without labels', made[0] | dict(sampling='30 steps, no labels'), images, time.perf_counter() - began); print(json.dumps(rows[-1]), flush=True)
+    rows = []
+    for contestant in args.only:
+        trained, draws = dict(ours=ours, latent=latent, pixel=pixel)[contestant](data, 60*args.minutes, args.samples, args.seed)
+        for name, (how, draw) in draws.items():
+            began = time.perf_counter(); images = crop_images(draw(), (28, 28)); spent = time.perf_counter() - began
+            rows.append(dict(name=name, **trained, sampling=how, **judge(images), images_per_second=len(images)/spent)); print(json.dumps(rows[-1]), flush=True)
+            save_png(Path('runs')/f'peers-{name.replace(", ", "-").replace(" ", "-")}.png', image_grid(images[:100].clamp(-1, 1), 10))
     real = dict(name='as many training images', **judge(data.images[:args.samples]))
     card = dict(minutes=args.minutes, samples=args.samples, seed=args.seed, reference='fashion test, 2000 images', network='EfficientNet-Lite0, 64 x 64', directions=DIRECTIONS, device=str(DEVICE), threads=torch.get_num_threads(), torch=torch.__version__)
     write_json(args.out, dict(rows=[*rows, real], card=card)); print(json.dumps(real))

@@ -1,6 +1,6 @@
 """What each choice in the recipe is worth: python bench/recipe.py [--only NAME ...] [--seconds 90]   (half an hour on 2 cores)
 
-Every variant trains both stages from nothing for the same seconds, 2 in 7 of them for the autoencoder, one seed, on the embedded
+Every variant trains both stages from nothing for the same seconds, 2 in 7 of them for the autoencoder unless the row says otherwise, one seed, on the embedded
 Fashion-MNIST. Variants that share their autoencoder share one training of it. The judge is that of peers.py: EfficientNet-Lite0, 500
 samples, 128 leading directions of the test split. Rows are kept in ldm_nb/results/recipe.json, and written as a table to bench/RECIPE.md; a variant that is there is not trained again.
 """
@@ -21,15 +21,17 @@ from ldm_nb.denoiser import DiT, UNet, diffusion_loss
 from ldm_nb.training import RECIPES, LatentDiffusion, fit, train_denoiser
 from peers import judge
 
-DEVICE, BASE = default_device(), RECIPES['lesson']
-STAGE_ONE = ('f', 'latent_channels', 'ae_width', 'encoder_depth', 'decoder_depth', 'kl_weight', 'ae_batch', 'ae_lr')
+DEVICE, BASE = default_device(), replace(RECIPES['lesson'], ae_share=2/7)
+STAGE_ONE = ('f', 'latent_channels', 'ae_width', 'encoder_depth', 'decoder_depth', 'kl_weight', 'ae_batch', 'ae_lr', 'ae_share')
 VARIANTS = { # name: (changes of the recipe, reconstruction loss, what else)
     'the recipe': ({}, 'clipped', None), 'as it was: squared error, KL 1e-4': (dict(kl_weight=1e-4), 'mse', None),
     'squared error': ({}, 'mse', None), 'KL 1e-4': (dict(kl_weight=1e-4), 'clipped', None), 'KL 1e-2': (dict(kl_weight=1e-2), 'clipped', None),
     'learns draws, not means': ({}, 'clipped', 'draws'), 'predicts the data': (dict(prediction_type='sample'), 'clipped', None), 'U-Net 96, 128': (dict(widths=(96, 128)), 'clipped', None),
     'with a patch-GAN': ({}, 'gan', None), 'with a perceptual loss': ({}, 'perceptual', None), '8 channels, KL 1e-2': (dict(latent_channels=8, kl_weight=1e-2), 'clipped', None),
     'DiT': ({}, 'clipped', 'dit'), 'Muon': ({}, 'clipped', 'muon'), 'uniform t': ({}, 'clipped', 'uniform'), 'batch 32': (dict(batch=32), 'clipped', None),
-    'EMA 0.998': (dict(ema_decay=.998), 'clipped', None), 'KL 1e-3': (dict(kl_weight=1e-3), 'clipped', None)}
+    'EMA 0.998': (dict(ema_decay=.998), 'clipped', None), 'KL 1e-3': (dict(kl_weight=1e-3), 'clipped', None),
+    'the recipe, once more': ({}, 'clipped', None), 'a fifth for the autoencoder': (dict(ae_share=.2), 'clipped', None), 'mirrored too, labelled so': ({}, 'clipped', 'mirrored'),
+    'latents 16 x 4 x 4': (dict(f=8, latent_channels=16), 'clipped', None)}
 
 
 class WithJudge(nn.Module):
@@ -87,11 +89,11 @@ class Muon(torch.optim.AdamW):
 
 
 def stage_two(recipe, extra, z, deviation, labels, stats, seconds): # z: normalized means, deviation: of the encoder's draws
-    if extra in (None, 'muon'):
+    if extra in (None, 'muon', 'mirrored'):
         adamw = torch.optim.AdamW
         try:
-            if extra: torch.optim.AdamW = Muon
-            return train_denoiser(z, labels, stats, recipe, 10, seconds=seconds)
+            if extra == 'muon': torch.optim.AdamW = Muon
+            return train_denoiser(z, labels, stats, recipe, int(labels.max()) + 1, seconds=seconds)
         finally: torch.optim.AdamW = adamw
     torch.manual_seed(seed_for(0, 'denoiser')); net = DiT(z.shape[1], num_classes=10) if extra == 'dit' else UNet(z.shape[1], recipe.widths, recipe.blocks, 10, recipe.emb_dim)
     net.trained_on, net.shrinks = stats.fingerprint, 1
@@ -122,13 +124,15 @@ def main():
     for name in args.only:
         if any((r['name'], r['seconds']) == (name, args.seconds) for r in rows): continue
         changes, kind, extra = VARIANTS[name]; recipe = replace(BASE, **changes); key = (kind, *(asdict(recipe)[k] for k in STAGE_ONE))
-        if key not in kept: kept[key] = stage_one(recipe, kind, x, args.seconds*2/7)
+        if key not in kept: kept[key] = stage_one(recipe, kind, x, args.seconds*recipe.ae_share)
         vae, steps = kept[key]; z = encode_all(vae, x); stats = latent_stats(vae, x, z)
         with torch.no_grad(): deviation = torch.cat([(vae.posterior(b.to(DEVICE))[1]/2).exp().cpu() for b in x.split(250)])/torch.tensor(stats.std).view(-1, 1, 1)
-        two = stage_two(recipe, extra, stats.normalize(z), deviation, data.labels, stats, args.seconds*5/7)
+        labels = data.labels
+        if extra == 'mirrored': z, labels = torch.cat([z, encode_all(vae, x.flip(-1))]), torch.cat([labels, labels + 10]) # classes of their own, so that nothing leaks
+        two = stage_two(recipe, extra, stats.normalize(z), deviation, labels, stats, args.seconds*(1 - recipe.ae_share))
         ldm = LatentDiffusion(vae, stats, two['model'], two['ema'], recipe.schedule, recipe.prediction_type, data.images.shape[-2:], data.classes)
         with torch.no_grad(): r = torch.cat([ldm.decode(ldm.encode(b)) for b in test.images[:500].split(250)])
-        began = time.perf_counter(); drawn = {g: ldm.sample(500, guidance=g) for g in (1., 2., 3.)}; speed = 1500/(time.perf_counter() - began)
+        began = time.perf_counter(); drawn = {g: ldm.sample(500, torch.arange(500) % 10, guidance=g) for g in (1., 2., 3.)}; speed = 1500/(time.perf_counter() - began)
         rows.append(dict(name=name, seconds=args.seconds, steps=[steps, len(two['losses'])], psnr=psnr(r, test.images[:500]).mean().item(), reconstructions=judge(r),
                          samples={str(g): judge(v) for g, v in drawn.items()}, images_per_second=speed)); print(json.dumps(rows[-1]), flush=True)
         write_json(args.out, dict(command='python bench/recipe.py', rows=rows, card=dict(samples=500, network='EfficientNet-Lite0, 64 x 64', directions=128, reference='fashion test, 2000 images', device=str(DEVICE), threads=torch.get_num_threads(), torch=torch.__version__))); write_table(rows)

@@ -14,13 +14,13 @@ from pathlib import Path
 os.environ['TQDM_DISABLE'] = '1'
 import torch
 
-from ldm_nb.baselines import count_flops, drawing_parameters, train_gan, train_latents, train_pixels
+from ldm_nb.baselines import drawing_parameters, train_gan, train_latents, train_pixels
 from ldm_nb.core import PACKAGE, default_device, read_json, write_json
 from ldm_nb.data import fashion_mnist
 from ldm_nb.evaluation import class_logits, extract, measure, memorisation, pixel_features
 from ldm_nb.training import Recipe
 
-OUT, SEEDS, BUDGETS, SAMPLES = PACKAGE/'results'/'showdown.json', (0, 1, 2), (30, 90), 500
+SEEDS, BUDGETS, SAMPLES = (0, 1, 2), (30, 90), 500
 COARSE = Recipe(f=8, latent_channels=4)
 CONTESTANTS = {'latents': train_latents, 'latents, f = 8': partial(train_latents, recipe=COARSE), 'GAN': train_gan,
                'pixels, U-Net': train_pixels, 'pixels, patches': partial(train_pixels, net='patches')}
@@ -40,7 +40,7 @@ def row(name, seed, seconds):
     with tempfile.TemporaryDirectory() as folder: model = CONTESTANTS[name](train, seconds, Path(folder)/'run', seed=seed)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
     model.sample(20); began = time.perf_counter(); images = model.sample(SAMPLES, seed=seed); spent = time.perf_counter() - began
-    result = dict(name=name, seed=seed, seconds=seconds, steps=model.steps, drawing_parameters=drawing_parameters(model), gflop_an_image=count_flops(lambda: model.sample(10))/1e10,
+    result = dict(name=name, seed=seed, seconds=seconds, steps=model.steps, drawing_parameters=drawing_parameters(model),
                   images_per_second=SAMPLES/spent, peak_memory_GB=memory, **judge(images, train, test))
     if name.startswith('latents'): result['reconstructions'] = {k: v for k, v in judge(model.reconstruct(test.images[:SAMPLES]), train, test).items() if k in ('classifier', 'effnet')}
     return result
@@ -50,14 +50,15 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', nargs='+', choices=CONTESTANTS, default=list(CONTESTANTS), metavar='NAME')
     p.add_argument('--budgets', nargs='+', type=int, default=BUDGETS); p.add_argument('--seeds', nargs='+', type=int, default=SEEDS)
-    args = p.parse_args(); rows = read_json(OUT)['rows'] if OUT.exists() else []
+    p.add_argument('--out', type=Path, default=PACKAGE/'results'/'showdown.json')
+    args = p.parse_args(); rows = read_json(args.out)['rows'] if args.out.exists() else []
     for seconds in args.budgets:
         for seed in args.seeds:
             for name in args.only:
                 if any((r['name'], r['seed'], r['seconds']) == (name, seed, seconds) for r in rows): continue
                 with ProcessPoolExecutor(1, get_context('spawn')) as pool: rows.append(r := pool.submit(row, name, seed, seconds).result())
                 print(f"{name}, {seconds} s, seed {seed}: {r['steps']} steps, distance {r['effnet']['frechet_distance'][0]:.0f} and {r['classifier']['frechet_distance'][0]:.2f}, {r['images_per_second']:.0f} images/s", flush=True)
-                write_json(OUT, dict(command='python bench/showdown.py', samples=SAMPLES, reference=f'{len(fashion_mnist("test").images)} test images', device=str(default_device()), threads=torch.get_num_threads(), torch=torch.__version__, rows=rows))
+                write_json(args.out, dict(command='python bench/showdown.py', samples=SAMPLES, reference=f'{len(fashion_mnist("test").images)} test images', device=str(default_device()), threads=torch.get_num_threads(), torch=torch.__version__, rows=rows))
 
 
 if __name__ == '__main__': main()

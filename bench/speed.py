@@ -1,9 +1,10 @@
-"""How fast the denoiser is, against diffusers' network of equal shape and size: python bench/speed.py   (two minutes on 2 cores)
+"""How fast the denoiser is, against diffusers' network of equal shape and size: python bench/speed.py   (three minutes on 2 cores)
 
 Both see latents of 4 x 8 x 8 in batches of 64 and have about 1.3 million parameters. Measured in turns, and the median of the rounds counts:
   network   forward and backward pass alone, both in the same memory layout
   step      a whole training step: ours as `fit` makes it, theirs as diffusers' own training script does (AdamW, clipping, EMAModel)
   sampling  network evaluations a second, batches of 250
+  compile   forward and backward pass of ours with `torch.compile` beside the same without, and the seconds that the compiling takes
 And the import times of `ldm_nb`, and the peak memory of a training. The share of the machine's convolution speed is `bench/conv_peak.py`'s.
 Writes bench/speed.json; needs the extra [dev].
 """
@@ -67,11 +68,16 @@ def main():
         one(); return timed(one, STEPS)
 
     kinds = dict(network={k: network(n) for k, n in nets.items()}, step=dict(ours=our_step, theirs=their_step), sampling={k: sampling(n) for k, n in nets.items()})
+    began = time.perf_counter(); compiled = network(torch.compile(UNet(num_classes=10))); compiled(); spent = time.perf_counter() - began
+    kinds['compile'] = dict(ours=compiled, theirs=kinds['network']['ours']) # "theirs" is our own network, not compiled
     result = dict(parameters=sizes)
     for kind, pair in kinds.items():
         rounds = [{k: f() for k, f in pair.items()} for _ in range(ROUNDS + 1)][1:]
         ratios = [r['theirs']/r['ours'] for r in rounds]
         result[kind] = {f'{k}_ms': 1000*statistics.median(r[k] for r in rounds) for k in pair} | dict(times_faster=statistics.median(ratios), lowest=min(ratios), highest=max(ratios))
+        if kind == 'compile':
+            r = result[kind]; r['compiled_ms'], r['plain_ms'] = r.pop('ours_ms'), r.pop('theirs_ms')
+            r |= dict(seconds_to_compile=spent, steps_until_it_has_paid=1000*spent/(r['plain_ms'] - r['compiled_ms']) if r['plain_ms'] > r['compiled_ms'] else None)
         print(kind, json.dumps(result[kind]), flush=True)
     imports = subprocess.run([sys.executable, HERE/'imports.py'], capture_output=True, text=True, check=True).stdout.strip()
     result |= dict(imports=imports, peak_memory_GB=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9, device=str(DEVICE), threads=torch.get_num_threads(), torch=torch.__version__)

@@ -11,6 +11,7 @@ __all__ = ['SIZES', 'PACKAGE', 'default_size', 'InputError', 'pick', 'default_de
 import hashlib, json, os, struct, sys, time, warnings
 from contextlib import contextmanager
 from functools import wraps
+from html import escape
 from pathlib import Path
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ def show_images(images:Tensor,      # (n, c, h, w) in [-1, 1]
 def animate(frames,          # list of (n, c, h, w) in [-1, 1]: one batch a frame
             titles=None,     # a title a frame
             cols:int|None=None, scale:float=2., fps:float=8):
-    "A film with a slider, as HTML that plays without a server."
+    "A film with a slider, as HTML that plays without a server. Its alternative text is made of the titles."
     import matplotlib.pyplot as plt
     from matplotlib.animation import FuncAnimation
     from IPython.display import HTML
@@ -117,7 +118,8 @@ def animate(frames,          # list of (n, c, h, w) in [-1, 1]: one batch a fram
     def draw(i): picture.set_data(grids[i]); ax.set_title(titles[i] if titles else '', fontsize=9)
     film = FuncAnimation(fig, draw, len(grids), interval=1000/fps).to_jshtml(default_mode='once')
     plt.close(fig)
-    return HTML(film)
+    alt = f'Film of {len(grids)} frames' + (f', from {titles[0]} to {titles[-1]}' if titles else '')
+    return HTML(film.replace('<img id=', f'<img alt="{escape(alt)}" id=', 1))
 
 # %% ../nbs/00_core.ipynb #d23eb0a0
 def table(rows:list): # dicts with the same keys, in the order of the columns

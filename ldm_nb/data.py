@@ -26,8 +26,9 @@ class ImageData:
     labels: Tensor|None = None  # (n,), int64
     classes: tuple = ()         # names; label k is classes[k]
     name: str = 'images'        # written on cards
+    note: str = ''              # what was done to the files
     def __len__(self): return len(self.images)
-    def __getitem__(self, i): return ImageData(self.images[i], None if self.labels is None else self.labels[i], self.classes, self.name)
+    def __getitem__(self, i): return replace(self, images=self.images[i], labels=None if self.labels is None else self.labels[i])
     def fingerprint(self): return fingerprint({'images': self.images} | ({} if self.labels is None else {'labels': self.labels}))
 
 # %% ../nbs/01_data.ipynb #562608b8
@@ -137,20 +138,30 @@ def image_files(path)->list: # of `Path`, sorted
     if not files: raise InputError(f'{path} holds no images ({" ".join(IMAGE_TYPES)})')
     return files
 
+# %% ../nbs/01_data.ipynb #28a85878
+def _classes(folders): # for each file the names of the folders above it -> names, labels (n,) or None, and what to say
+    names = tuple(sorted({f[0] for f in folders if f})); loose = sum(not f for f in folders)
+    if loose or len(names) < 2: return (), None, f'no classes: {f"{loose:,} files lie in no subfolder" if loose else f"all files lie in {names[0]}"}'
+    labels = torch.tensor([names.index(f[0]) for f in folders]); counts = labels.bincount().tolist()
+    listed = ', '.join(f'{name} {n:,}' for name, n in zip(names[:10], counts)) + (', ...' if len(names) > 10 else '')
+    return names, labels, f'{len(names)} classes, one a subfolder: {listed}'
+
+# %% ../nbs/01_data.ipynb #afe97c7e
 def image_folder(path,                  # a folder of images, or of one subfolder a class
-                 size:int=32,           # pixels a side of the result
+                 size:int=32,           # pixels a side of the result, 8 or more
                  channels:int|None=None # 1 or 3; by default 1 only if every image is grey
                 )->ImageData:           # (n, channels, size, size)
     "All images below `path`, in the order of their names. `InputError` names the folder or file that is wrong."
     from tqdm import tqdm
-    path, files = Path(path), image_files(path)
-    opened = [square_image(open_image(f), size) for f in (tqdm(files, desc=f'reading {path.name}') if len(files) > 500 else files)]
-    mode = {1: 'L', 3: 'RGB'}[channels or (1 if all(im.mode == 'L' for im in opened) else 3)]
+    if size < 8: raise InputError(f'size is {size}: images need 8 pixels a side or more')
+    path, files, opened, shorter = Path(path), image_files(path), [], []
+    for f in tqdm(files, desc=f'reading {path.name}') if len(files) > 500 else files:
+        im = open_image(f); shorter.append(min(im.size)); opened.append(square_image(im, size))
+    grey = sum(im.mode == 'L' for im in opened); mode = {1: 'L', 3: 'RGB'}[channels or (1 if grey == len(files) else 3)]
     images = from_uint8(np.stack([np.asarray(im.convert(mode)) for im in opened]))
-    groups = [f.relative_to(path).parts[0] if f.parent != path else None for f in files]
-    classes = tuple(sorted(set(groups))) if None not in groups and len(set(groups)) > 1 else ()
-    labels = torch.tensor([classes.index(g) for g in groups]) if classes else None
-    return ImageData(images, labels, classes, path.resolve().name)
+    classes, labels, said = _classes([f.relative_to(path).parts[:-1] for f in files])
+    note = f'{len(files):,} files, {grey:,} of them grey, shorter sides of {min(shorter)} to {max(shorter)} pixels ({sum(s < size for s in shorter):,} enlarged): cut to squares, {size} x {size}, {mode}; {said}'
+    return ImageData(images, labels, classes, path.resolve().name, note)
 
 # %% ../nbs/01_data.ipynb #cdceb4f4
 def pad_images(images:Tensor,   # (n, c, h, w)

@@ -449,12 +449,13 @@ def print_report(result:dict):
     if result['metrics']: print(f'± 95 %: for other samples of the same model and the same reference. Precision to coverage: {result["images_for_shares"]:,} images of each side.')
 
 # %% ../nbs/07_evaluation.ipynb #c10b695a
-def _train_and_report(data, out, minutes, steps, size, seed, resume, n=500):
+def _train_and_report(data, out, minutes, steps, size, seed, resume, pixels=32, n=500):
     "Train both stages and leave model/, samples.png, samples.npy, losses.png and report.json in `out`."
     if size and size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
     size = size or default_size(); out = Path(out)
     if minutes is None and steps is None: minutes, steps = dict(smoke=(None, 20), lesson=(5, None), full=(60, None))[size]
-    train, test = load_data(data)
+    train, test = load_data(data, pixels)
+    if train.note: print(f'{data}: {train.note}')
     print(f'{data}: {len(train):,} training and {len(test):,} test images of {train.images.shape[2]} x {train.images.shape[3]}, {train.images.shape[1]} channel(s), {len(train.classes)} classes; device {default_device()}')
     ldm, losses = train_latent_diffusion(train, out, minutes, steps, size, seed, resume)
     figures, images = report(ldm, train, test, n)
@@ -470,10 +471,11 @@ def ldm_train(data:str='fashion',     # fashion, fashion-full or a folder of ima
               minutes:float=None,     # wall-clock budget of both stages together
               steps:int=None,         # instead of minutes: steps of each stage, for a repeatable run
               size:str=None,          # smoke, lesson or full: how big the networks are (default: LDM_SIZE or lesson)
+              pixels:int=32,          # a side, to which the images of a folder are cut and resized
               seed:int=0,             # the same seed and steps, the same model
               resume:bool=False):     # continue a run that was interrupted
     "Train a latent diffusion model, sample from it and evaluate it."
-    return _train_and_report(data, out, minutes, steps, size, seed, resume)
+    return _train_and_report(data, out, minutes, steps, size, seed, resume, pixels)
 
 # %% ../nbs/07_evaluation.ipynb #0a0ad08f
 @command

@@ -544,13 +544,14 @@ def train_only(data:str='fashion',     # fashion, fashion-full or a folder of im
                minutes:float=None,     # wall-clock budget of both stages together
                steps:int=None,         # instead of minutes: steps of each stage, for a repeatable run
                size:str=None,          # smoke, lesson or full (default: LDM_SIZE or lesson)
+               pixels:int=32,          # a side, to which the images of a folder are cut and resized
                accumulate:int=1,       # parts in which a batch is computed
                seed:int=0,             # the same seed and steps, the same model
                resume:bool=False):     # continue a run that was interrupted
     "Train both stages, in one process or many: accelerate launch --num_processes 2 -m ldm_nb.training --steps 1000"
     _start_the_others()
     if size and size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
-    train_latent_diffusion(load_data(data)[0], out, minutes, steps, size, seed, resume, replace(RECIPES[size or default_size()], accumulate=accumulate))
+    train_latent_diffusion(load_data(data, pixels)[0], out, minutes, steps, size, seed, resume, replace(RECIPES[size or default_size()], accumulate=accumulate))
     together = _accelerator(); together.wait_for_everyone(); together.end_training() # a process that left early would take the others with it
 
 # %% ../nbs/06_training.ipynb #43f05c0f

@@ -1,5 +1,5 @@
 "The four commands as a shell user meets them."
-import json, subprocess, sys
+import json, os, re, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +96,20 @@ def test_a_folder_of_mixed_images(tmp_path):
     run = shell('ldm_train', '--data', 'own', '--out', 'r', '--steps', 2, '--size', 'smoke', cwd=tmp_path)
     assert run.returncode == 0, run.stderr
     assert np.load(tmp_path/'r'/'samples.npy').shape == (500, 32, 32, 3) and json.loads((tmp_path/'r'/'report.json').read_text())['features'] in ('effnet', 'pixels')
+
+
+def test_own_images_at_64_pixels(tmp_path):
+    "Mixed sizes, grey and RGB, in class subfolders, with one command; it says what it did. Then the README's lines of Python on the same folder."
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        folder = tmp_path/'my_images'/('cats', 'dogs', 'cats/kittens')[i % 3]; folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (50 + i, 90) if i < 20 else (80, 50 + i, 3), np.uint8)).save(folder/f'{i}.png')
+    run = shell('ldm_train', '--data', 'my_images', '--pixels', 64, '--out', 'r', '--steps', 2, '--size', 'smoke', cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert 'my_images: 60 files, 20 of them grey, shorter sides of 50 to 80 pixels (14 enlarged): cut to squares, 64 x 64, RGB; 2 classes, one a subfolder: cats 40, dogs 20' in run.stdout
+    assert '54 training and 6 test images of 64 x 64, 3 channel(s), 2 classes' in run.stdout and np.load(tmp_path/'r'/'samples.npy').shape == (500, 64, 64, 3)
+    readme = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8'); code = next(b for b in re.findall(r'```python\n(.*?)```', readme, re.S) if 'my_images' in b)
+    assert code.count('minutes=30') == 1 and len(code.splitlines()) <= 10
+    test = code.replace('minutes=30', 'steps=2') + 'assert ldm.sample(2).equal(again.sample(2)) and ldm.sample(2).shape == (2, 3, 64, 64) and ldm.classes == ("cats", "dogs") and len(test) == 6'
+    run = subprocess.run([sys.executable, '-c', test], cwd=tmp_path, capture_output=True, text=True, env=os.environ | dict(MPLBACKEND='agg'))
+    assert run.returncode == 0 and '2 classes' in run.stdout, run.stderr

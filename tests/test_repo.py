@@ -103,7 +103,7 @@ def test_one_version():
 
 
 def test_chapters_import_upwards_only():
-    order = [source(cells(p)[0]).removeprefix('#| default_exp ').strip() for p in NOTEBOOKS if p.stem != 'index']
+    order = [re.match(r'#\| default_exp (\w+)', source(cells(p)[0]))[1] for p in NOTEBOOKS if p.stem != 'index']
     for i, name in enumerate(order):
         for used in re.findall(r'^from ldm_nb\.(\w+) import', (ROOT/'ldm_nb'/f'{name}.py').read_text().replace('from .', 'from ldm_nb.'), re.M):
             assert order.index(used) < i, f'{name} imports {used}'

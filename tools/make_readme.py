@@ -16,7 +16,7 @@ def readme():
     nb.metadata['language_info'] = {'name': 'python'}
     remove = {'TagRemovePreprocessor': {'enabled': True, 'remove_input_tags': ['no-code']}}
     text, _ = MarkdownExporter(config=Config(remove)).from_notebook_node(nb)
-    text = re.sub(r'\]\((?!https?:|#|/)(?=[\w./-]+\.(?:ipynb|png))', '](nbs/', text)  # links to chapters and pictures
+    text = re.sub(r'\]\((?!https?:|#|/)(?=[\w./-]+\.(?:ipynb|png|gif))', '](nbs/', text)  # links to chapters and pictures
     text = re.sub(r'\n{3,}', '\n\n', text).strip() + '\n'
     return '<!-- Made from nbs/index.ipynb by `make readme`: edit that. -->\n\n' + text
 

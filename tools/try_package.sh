@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Build wheel and sdist; install the wheel in an empty environment; outside the repo and with the network cut off, draw samples.
+# Build wheel and sdist; install the wheel in an empty environment; outside the repo and with the network cut off, draw samples and run every chapter.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
@@ -18,3 +18,11 @@ a = np.load('four.npy'); print(ldm_nb.__file__, a.shape, a.dtype)
 assert a.shape == (4, 28, 28) and a.dtype == np.uint8 and a.std() > 20
 assert pathlib.Path(ldm_nb.__file__).is_relative_to(pathlib.Path.cwd()) and pathlib.Path('four.png').stat().st_size > 500"
 echo 'the installed package works offline'
+# A reader who has the package and one notebook file: every chapter runs top to bottom, alone in a folder, offline.
+"$work/venv/bin/pip" install -q -c "$root/constraints.txt" nbclient ipykernel
+mkdir alone
+for notebook in "$root"/nbs/[0-9]*.ipynb; do
+  cp "$notebook" alone/chapter.ipynb
+  (cd alone && env LDM_SIZE=smoke OMP_NUM_THREADS=2 TQDM_DISABLE=1 JUPYTER_PATH= HF_HUB_OFFLINE=1 http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 "$work/venv/bin/jupyter-execute" --timeout=600 chapter.ipynb)
+  echo "$(basename "$notebook") runs from the package alone"; rm -rf alone/*
+done

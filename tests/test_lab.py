@@ -1,0 +1,78 @@
+"A reader's JupyterLab in a real browser: it starts, the first chapter opens, Restart and Run All finishes at smoke size, a figure and a film are to be seen."
+import json, os, shutil, socket, subprocess, sys, time, urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT, TOKEN = Path(__file__).parent.parent, 'reader'
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+api = pytest.importorskip('playwright.sync_api', reason='no Playwright here: pip install playwright')
+pytestmark = pytest.mark.skipif(not CHROMIUM, reason='no Chromium here: apt-get install chromium')
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    "The address of a JupyterLab on a copy of the chapters, with settings of its own, and the folder of that copy."
+    folder = tmp_path_factory.mktemp('lab'); nbs = shutil.copytree(ROOT/'nbs', folder/'nbs', ignore=shutil.ignore_patterns('_quarto.yml'))
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'} | dict(LDM_SIZE='smoke', OMP_NUM_THREADS='1', JUPYTER_CONFIG_DIR=str(folder/'config'), JUPYTER_DATA_DIR=str(folder/'data'),
+                                                                       JUPYTER_RUNTIME_DIR=str(folder/'runtime'), IPYTHONDIR=str(folder/'ipython'), JUPYTERLAB_SETTINGS_DIR=str(folder/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(folder/'workspaces'))
+    log = open(folder/'log', 'w')
+    server = subprocess.Popen([Path(sys.executable).parent/'jupyter', 'lab', '--no-browser', '--allow-root', f'--port={port}', '--ServerApp.port_retries=0', f'--IdentityProvider.token={TOKEN}', nbs/'index.ipynb'],
+                              env=env, cwd=folder, stdout=log, stderr=log)
+    try:
+        for _ in range(240):
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=1); break
+            except OSError: assert server.poll() is None, (folder/'log').read_text(); time.sleep(.25)
+        else: pytest.fail((folder/'log').read_text())
+        yield f'http://127.0.0.1:{port}', nbs
+    finally: server.terminate(); server.wait(20); log.close()
+
+
+@pytest.fixture(scope='module')
+def page(lab):
+    with api.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        page = browser.new_page(viewport=dict(width=1200, height=1000)); page.set_default_timeout(60_000)
+        yield page
+        browser.close()
+
+
+def executed(path): # the code cells of a notebook that were run
+    return [c['execution_count'] for c in json.loads(path.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+
+
+def test_first_chapter_runs_in_the_browser(lab, page, tmp_path):
+    address, nbs = lab; chapter = nbs/'00_core.ipynb'
+    assert not any(executed(chapter)), 'committed notebooks carry no execution counts'
+    page.goto(f'{address}/lab/tree/{chapter.name}?token={TOKEN}')
+    page.locator('.jp-Notebook').get_by_role('heading', name='Core').first.wait_for()
+    idle = page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]'); idle.wait_for() # the kernel is there
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.get_by_role('menuitem', name='Restart Kernel and Run All Cells').click()
+    page.get_by_role('button', name='Confirm Kernel Restart').click()
+    for _ in range(240): # until it has run and is saved
+        time.sleep(.5); page.keyboard.press('Control+s')
+        if all(executed(chapter)): break
+    assert executed(chapter) == [*range(1, len(executed(chapter)) + 1)], 'not run from top to bottom'
+    outputs = [o for c in json.loads(chapter.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code' for o in c['outputs']]
+    assert not [o for o in outputs if o['output_type'] == 'error'] and any('image/png' in o.get('data', {}) for o in outputs)
+    assert page.evaluate(FIND, '.jp-RenderedImage img'), 'no figure to be seen'
+    assert page.evaluate(FIND, '.animation img'), 'no film to be seen'
+    seen = []
+    page.locator('.animation button[title="Pause"]').first.click() # it plays once by itself
+    for button in ('Last frame', 'First frame', 'Next frame'): # its buttons change the picture
+        page.locator(f'.animation button[title="{button}"]').first.click(); time.sleep(.3)
+        seen.append(page.evaluate("document.querySelector('.animation img').src"))
+    assert len(set(seen)) == 3
+    page.screenshot(path=tmp_path/'lab.png')
+
+
+FIND = """async selector => { // JupyterLab keeps only cells near the window in the page: scroll until a loaded picture is there
+  const scroller = document.querySelector('.jp-WindowedPanel-outer') ?? document.querySelector('.jp-Notebook')
+  for (let y = 0; y <= scroller.scrollHeight; y += 400) {
+    scroller.scrollTop = y; await new Promise(done => setTimeout(done, 150))
+    const img = document.querySelector(selector)
+    if (img && img.naturalWidth > 50 && img.naturalHeight > 50) { img.scrollIntoView({block: 'center'}); return img.src }
+  }
+}"""
