@@ -52,13 +52,17 @@ def main():
     p.add_argument('--budgets', nargs='+', type=int, default=BUDGETS); p.add_argument('--seeds', nargs='+', type=int, default=SEEDS)
     p.add_argument('--out', type=Path, default=PACKAGE/'results'/'showdown.json')
     args = p.parse_args(); rows = read_json(args.out)['rows'] if args.out.exists() else []
+    def save():
+        rows.sort(key=lambda r: (r['seconds'], r['seed'], list(CONTESTANTS).index(r['name'])))
+        write_json(args.out, dict(command='python bench/showdown.py', samples=SAMPLES, reference=f'{len(fashion_mnist("test").images)} test images', device=str(default_device()), threads=torch.get_num_threads(), torch=torch.__version__, rows=rows))
     for seconds in args.budgets:
         for seed in args.seeds:
             for name in args.only:
                 if any((r['name'], r['seed'], r['seconds']) == (name, seed, seconds) for r in rows): continue
                 with ProcessPoolExecutor(1, get_context('spawn')) as pool: rows.append(r := pool.submit(row, name, seed, seconds).result())
                 print(f"{name}, {seconds} s, seed {seed}: {r['steps']} steps, distance {r['effnet']['frechet_distance'][0]:.0f} and {r['classifier']['frechet_distance'][0]:.2f}, {r['images_per_second']:.0f} images/s", flush=True)
-                write_json(args.out, dict(command='python bench/showdown.py', samples=SAMPLES, reference=f'{len(fashion_mnist("test").images)} test images', device=str(default_device()), threads=torch.get_num_threads(), torch=torch.__version__, rows=rows))
+                save()
+    save()
 
 
 if __name__ == '__main__': main()

@@ -114,7 +114,7 @@ def animate(frames,          # list of (n, c, h, w) in [-1, 1]: one batch a fram
     from IPython.display import HTML
     grids = [image_grid(f, cols) for f in frames]; h, w = grids[0].shape[:2]
     fig, ax = plt.subplots(figsize=(max(w*scale/80, 2), h*scale/80 + .35), dpi=80)
-    picture = ax.imshow(grids[0], cmap='gray', vmin=0, vmax=255); ax.axis('off'); fig.tight_layout(pad=.3)
+    picture = ax.imshow(grids[0], cmap='gray', vmin=0, vmax=255); ax.axis('off'); ax.set_title(' ', fontsize=9); fig.tight_layout(pad=.3)
     def draw(i): picture.set_data(grids[i]); ax.set_title(titles[i] if titles else '', fontsize=9)
     film = FuncAnimation(fig, draw, len(grids), interval=1000/fps).to_jshtml(default_mode='once')
     plt.close(fig)
