@@ -23,9 +23,9 @@ demo: .venv/.base ## train both stages, draw samples, evaluate them
 test: .venv/.dev ## every chapter as a test, then pytest
 	$(BIN)/nbdev_test
 	$(BIN)/python -m pytest
-lab: .venv/.dev ## JupyterLab on the chapters; their films play, because the notebooks are trusted
+lab: .venv/.dev ## JupyterLab on the chapters, trusted, so that their films play (in a container, as root, add LAB=--allow-root)
 	$(BIN)/jupyter trust nbs/*.ipynb
-	$(BIN)/jupyter lab nbs/index.ipynb
+	$(BIN)/jupyter lab nbs/index.ipynb $(LAB)
 notebooks: .venv/.dev ## run all chapters at lesson size and keep their outputs; then the README
 	$(BIN)/python tools/run_notebooks.py $(CHAPTERS)
 	$(BIN)/python tools/make_readme.py

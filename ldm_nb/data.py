@@ -153,7 +153,7 @@ def image_folder(path,                  # a folder of images, or of one subfolde
                 )->ImageData:           # (n, channels, size, size)
     "All images below `path`, in the order of their names. `InputError` names the folder or file that is wrong."
     from tqdm import tqdm
-    if size < 8: raise InputError(f'size is {size}: images need 8 pixels a side or more')
+    if size < 8: raise InputError(f'images of {size} x {size} are too small: give 8 pixels a side or more (size=, --pixels)')
     path, files, opened, shorter = Path(path), image_files(path), [], []
     for f in tqdm(files, desc=f'reading {path.name}') if len(files) > 500 else files:
         im = open_image(f); shorter.append(min(im.size)); opened.append(square_image(im, size))
