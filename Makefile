@@ -36,12 +36,12 @@ docs: .venv/.dev ## the site, in _docs (needs Quarto)
 	$(BIN)/nbdev_docs
 weights: .venv/.dev ## train what the package ships again (about an hour on 2 cores; needs the full Fashion-MNIST)
 	$(BIN)/python tools/make_weights.py
-bench: .venv/.dev ## how good in five minutes and how fast, against diffusers and against this machine (20 minutes)
+bench: .venv/.dev ## how good in five minutes and how fast, against diffusers and against this machine (half an hour)
 	$(BIN)/python bench/peers.py
 	$(BIN)/python bench/speed.py
 	$(BIN)/python bench/conv_peak.py
 	$(BIN)/python bench/evaluation.py
-package: .venv/.dev ## build wheel and sdist, install the wheel in an empty environment, sample with the network cut off
+package: .venv/.dev ## build wheel and sdist, install the wheel in an empty environment, sample and run every chapter without network
 	bash tools/try_package.sh
 clean:           ## remove what the targets made, but not runs/
 	rm -rf .venv _docs _proc build dist *.egg-info

@@ -1,4 +1,4 @@
-"""What each choice in the recipe is worth: python bench/recipe.py [--only NAME ...] [--seconds 90]   (half an hour on 2 cores)
+"""What each choice in the recipe is worth: python bench/recipe.py [--only NAME ...] [--seconds 90]   (forty minutes on 2 cores)
 
 Every variant trains both stages from nothing for the same seconds, 2 in 7 of them for the autoencoder unless the row says otherwise, one seed, on the embedded
 Fashion-MNIST. Variants that share their autoencoder share one training of it. The judge is that of peers.py: EfficientNet-Lite0, 500
