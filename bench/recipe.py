@@ -1,8 +1,9 @@
 """What each choice in the recipe is worth: python bench/recipe.py [--only NAME ...] [--seconds 90]   (forty minutes on 2 cores)
+and what of it lasts: python bench/recipe.py --seconds 300 --only 'the recipe' 'KL 1e-2' '8 channels, KL 1e-2' 'U-Net 64, 64, two blocks' 'decoder finished against a patch-GAN'   (half an hour)
 
 Every variant trains both stages from nothing for the same seconds, 2 in 7 of them for the autoencoder unless the row says otherwise, one seed, on the embedded
 Fashion-MNIST. Variants that share their autoencoder share one training of it. The judge is that of peers.py: EfficientNet-Lite0, 500
-samples, 128 leading directions of the test split. Rows are kept in ldm_nb/results/recipe.json, and written as a table to bench/RECIPE.md; a variant that is there is not trained again.
+samples, 128 leading directions of the test split. The last column guides with 3, and only at times up to 0.8 (Kynkäänniemi et al. 2024). Rows are kept in ldm_nb/results/recipe.json, and written as a table to bench/RECIPE.md; a variant that is there is not trained again.
 """
 import argparse, json, os, time
 from dataclasses import asdict, replace
@@ -13,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ldm_nb.core import PACKAGE, default_device, read_json, seed_for, write_json
+from ldm_nb.core import PACKAGE, default_device, generator, read_json, seed_for, write_json
 from ldm_nb.data import crop_images, fashion_mnist, pad_images
 from ldm_nb.autoencoder import PatchDiscriminator, adaptive_weight, clipped_mse, hinge_loss, load_classifier, perceptual_distance, psnr
 from ldm_nb.vae import VAE, encode_all, kl_divergence, latent_stats, reparameterize, vae_loss
-from ldm_nb.denoiser import DiT, UNet, diffusion_loss
+from ldm_nb.denoiser import DiT, UNet, diffusion_loss, guided, sample_chain
 from ldm_nb.training import RECIPES, LatentDiffusion, fit, train_denoiser
+from ldm_nb.baselines import GANBlock, conv3, judged, relativistic_losses
 from peers import judge
 
 DEVICE, BASE = default_device(), replace(RECIPES['lesson'], ae_share=2/7)
@@ -31,7 +33,8 @@ VARIANTS = { # name: (changes of the recipe, reconstruction loss, what else)
     'DiT': ({}, 'clipped', 'dit'), 'Muon': ({}, 'clipped', 'muon'), 'uniform t': ({}, 'clipped', 'uniform'), 'batch 32': (dict(batch=32), 'clipped', None),
     'EMA 0.998': (dict(ema_decay=.998), 'clipped', None), 'KL 1e-3': (dict(kl_weight=1e-3), 'clipped', None),
     'the recipe, once more': ({}, 'clipped', None), 'a fifth for the autoencoder': (dict(ae_share=.2), 'clipped', None), 'mirrored too, labelled so': ({}, 'clipped', 'mirrored'),
-    'latents 16 x 4 x 4': (dict(f=8, latent_channels=16), 'clipped', None)}
+    'latents 16 x 4 x 4': (dict(f=8, latent_channels=16), 'clipped', None), 'U-Net 64, 64, two blocks': (dict(widths=(64, 64), blocks=2), 'clipped', None),
+    'decoder finished against a patch-GAN': ({}, 'finished', None)}
 
 
 class WithJudge(nn.Module):
@@ -60,8 +63,39 @@ def reconstruction_loss(kind, x, kl_weight, share=.05, perceptual=.1, first=500)
 def stage_one(recipe, kind, x, seconds):
     torch.manual_seed(seed_for(0, 'autoencoder'))
     vae = VAE(recipe.f, recipe.latent_channels, recipe.ae_width, recipe.encoder_depth, recipe.decoder_depth, x.shape[1]); gan = kind == 'gan'
-    run = fit(WithJudge(vae) if gan else vae, reconstruction_loss(kind, x, recipe.kl_weight), len(x), recipe.ae_batch, dict(vae=recipe.ae_lr, disc=5e-4) if gan else recipe.ae_lr, seconds=seconds)
+    run = fit(WithJudge(vae) if gan else vae, reconstruction_loss('clipped' if kind == 'finished' else kind, x, recipe.kl_weight), len(x), recipe.ae_batch, dict(vae=recipe.ae_lr, disc=5e-4) if gan else recipe.ae_lr, seconds=seconds*(.75 if kind == 'finished' else 1))
+    if kind == 'finished': vae.decoder = finish(vae.requires_grad_(False), x, seconds/4)
     return vae.eval().requires_grad_(False), len(run['losses'])
+
+
+class Finish(nn.Module):
+    "A trained decoder, and a discriminator of patches that leaves full resolution at once, as the encoder does."
+    def __init__(self, decoder, c, f, width=64):
+        super().__init__(); self.decoder = decoder.requires_grad_(True)
+        self.disc = nn.Sequential(nn.PixelUnshuffle(f), conv3(c*f*f, width), GANBlock(width), GANBlock(width), nn.LeakyReLU(.2), conv3(width, 1, .3))
+
+
+def finish(vae, x, seconds, share=.01, batch=32):
+    "The decoder alone goes on, on draws of the latents, which stay as they are: its squared error, and a small share of the relativistic loss."
+    with torch.no_grad(): mean, logvar = (torch.cat(v) for v in zip(*[vae.posterior(b.to(DEVICE)) for b in x.split(250)]))
+    def loss(m, i):
+        real = x[i].to(DEVICE); fake = m.decoder(reparameterize(mean[i], logvar[i]))
+        seen = torch.where(((real <= -1) & (fake < -1)) | ((real >= 1) & (fake > 1)), real, fake) # clipping mends the rest
+        dy, dx = torch.randint(0, vae.f, (2,)).tolist(); shift = lambda v: F.pad(v, (dx, 0, dy, 0), value=-1)[..., :v.shape[-2], :v.shape[-1]] # any place of the patches' grid
+        a, b = m.disc(torch.cat([shift(real), shift(seen.detach())])).flatten(1).chunk(2)
+        adv = relativistic_losses(a.detach().flatten(), judged(m.disc, shift(seen)))[1]
+        return relativistic_losses(a, b)[0] + clipped_mse(fake, real) + share*adv
+    return fit(Finish(vae.decoder, x.shape[1], vae.f), loss, len(x), batch, dict(decoder=1e-3, disc=1e-3), seconds=seconds, ema_decay=.99, betas=(0., .99), clip=float('inf'), stage='finish')['ema'].decoder
+
+
+@torch.no_grad()
+def guided_until(ldm, n, guidance, until, steps=30): # classes in turn
+    "Samples that are guided only at times up to `until`; before them only the label is followed."
+    noise, out = torch.randn(n, ldm.autoencoder.latent_channels, *(-(-s//ldm._multiple)*ldm._multiple//ldm.autoencoder.f for s in ldm.image_size), generator=generator(0, 'sample')), []
+    for z, y in zip(noise.split(250), (torch.arange(n) % 10).split(250)):
+        denoise = {g: guided(ldm.ema, y.to(DEVICE), ldm.schedule, ldm.prediction_type, g) for g in (1., guidance)}
+        out.append(ldm.decode(sample_chain(lambda x, t: denoise[guidance if t <= until else 1.](x, t), z.to(DEVICE), ldm.schedule, steps)))
+    return torch.cat(out)
 
 
 def orthogonalize(G, steps=5): # (m, n): U V' of G = U S V', nearly
@@ -105,10 +139,14 @@ def stage_two(recipe, extra, z, deviation, labels, stats, seconds): # z: normali
 
 
 def table(rows):
-    "The rows in Markdown, best first."
-    pair = lambda v: f"{v['frechet_distance']:.0f} / {v['kid_x1000']:,.0f}"
-    lines = [f"| {r['name']} | {r['seconds']:.0f} | {' + '.join(f'{n:,}' for n in r['steps'])} | {r['psnr']:.1f} | {pair(r['reconstructions'])} | " + ' | '.join(pair(v) for v in r['samples'].values()) + ' |' for r in sorted(rows, key=lambda r: r['samples']['2.0']['frechet_distance'])]
-    return 'Distance / KID x 1,000, lower is better:\n\n| | seconds | steps | dB | reconstructions | guidance 1 | 2 | 3 |\n|---|---|---|---|---|---|---|---|\n' + '\n'.join(lines)
+    "The rows in Markdown, a table for each budget, best first."
+    pair, out = lambda v: f"{v['frechet_distance']:.0f} / {v['kid_x1000']:,.0f}", 'Distance / KID x 1,000, lower is better.'
+    for seconds in sorted({r['seconds'] for r in rows}):
+        some = sorted((r for r in rows if r['seconds'] == seconds), key=lambda r: r['samples']['2.0']['frechet_distance'])
+        late = ' 3, up to t = 0.8 |' if 'until' in some[0]['samples'] else ''
+        out += f"\n\n| {seconds:.0f} seconds | steps | dB | reconstructions | guidance 1 | 2 | 3 |{late}\n|---|---|---|---|---|---|---|{'---|'*bool(late)}\n"
+        out += '\n'.join(f"| {r['name']} | {' + '.join(f'{n:,}' for n in r['steps'])} | {r['psnr']:.1f} | {pair(r['reconstructions'])} | " + ' | '.join(map(pair, r['samples'].values())) + ' |' for r in some)
+    return out
 
 
 def write_table(rows):
@@ -133,6 +171,7 @@ def main():
         ldm = LatentDiffusion(vae, stats, two['model'], two['ema'], recipe.schedule, recipe.prediction_type, data.images.shape[-2:], data.classes)
         with torch.no_grad(): r = torch.cat([ldm.decode(ldm.encode(b)) for b in test.images[:500].split(250)])
         began = time.perf_counter(); drawn = {g: ldm.sample(500, torch.arange(500) % 10, guidance=g) for g in (1., 2., 3.)}; speed = 1500/(time.perf_counter() - began)
+        if args.seconds > 90: drawn['until'] = guided_until(ldm, 500, 3., .8)
         rows.append(dict(name=name, seconds=args.seconds, steps=[steps, len(two['losses'])], psnr=psnr(r, test.images[:500]).mean().item(), reconstructions=judge(r),
                          samples={str(g): judge(v) for g, v in drawn.items()}, images_per_second=speed)); print(json.dumps(rows[-1]), flush=True)
         write_json(args.out, dict(command='python bench/recipe.py', rows=rows, card=dict(samples=500, network='EfficientNet-Lite0, 64 x 64', directions=128, reference='fashion test, 2000 images', device=str(DEVICE), threads=torch.get_num_threads(), torch=torch.__version__))); write_table(rows)

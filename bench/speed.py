@@ -5,6 +5,7 @@ Both see latents of 4 x 8 x 8 in batches of 64 and have about 1.3 million parame
   step      a whole training step: ours as `fit` makes it, theirs as diffusers' own training script does (AdamW, clipping, EMAModel)
   sampling  network evaluations a second, batches of 250
   compile   forward and backward pass of ours with `torch.compile` beside the same without, and the seconds that the compiling takes
+  bfloat16  the same under `torch.autocast` to bfloat16 beside float32 (the CPU says in /proc/cpuinfo whether it has it: avx512_bf16, amx_bf16)
 And the import times of `ldm_nb`, and the peak memory of a training. The share of the machine's convolution speed is `bench/conv_peak.py`'s.
 Writes bench/speed.json; needs the extra [dev].
 """
@@ -45,9 +46,12 @@ def main():
     x, t, y = z[:64].to(DEVICE).contiguous(memory_format=torch.channels_last), torch.rand(64, device=DEVICE), labels[:64].to(DEVICE)
     loss = lambda net, i: diffusion_loss(net, z[i].to(DEVICE), labels[i].to(DEVICE))
 
-    def network(net):
+    def network(net, bf16=False):
         net.to(DEVICE, memory_format=torch.channels_last).train()
-        def both(): net.zero_grad(); net(x, t, y).square().mean().backward()
+        def both():
+            net.zero_grad()
+            with torch.autocast(DEVICE.type, torch.bfloat16, enabled=bf16): loss = net(x, t, y).float().square().mean()
+            loss.backward()
         return lambda: timed(both, STEPS)
     def sampling(net):
         big, times, classes = z[:250].to(DEVICE).contiguous(memory_format=torch.channels_last), torch.rand(250, device=DEVICE), labels[:250].to(DEVICE)
@@ -69,14 +73,15 @@ def main():
 
     kinds = dict(network={k: network(n) for k, n in nets.items()}, step=dict(ours=our_step, theirs=their_step), sampling={k: sampling(n) for k, n in nets.items()})
     began = time.perf_counter(); compiled = network(torch.compile(UNet(num_classes=10))); compiled(); spent = time.perf_counter() - began
-    kinds['compile'] = dict(ours=compiled, theirs=kinds['network']['ours']) # "theirs" is our own network, not compiled
+    special = dict(compile=('compiled_ms', compiled), bfloat16=('bfloat16_ms', network(UNet(num_classes=10), bf16=True)))
+    kinds |= {kind: dict(ours=f, theirs=kinds['network']['ours']) for kind, (_, f) in special.items()} # "theirs" is our own network, plain
     result = dict(parameters=sizes)
     for kind, pair in kinds.items():
         rounds = [{k: f() for k, f in pair.items()} for _ in range(ROUNDS + 1)][1:]
         ratios = [r['theirs']/r['ours'] for r in rounds]
         result[kind] = {f'{k}_ms': 1000*statistics.median(r[k] for r in rounds) for k in pair} | dict(times_faster=statistics.median(ratios), lowest=min(ratios), highest=max(ratios))
+        if kind in special: r = result[kind]; r[special[kind][0]], r['plain_ms'] = r.pop('ours_ms'), r.pop('theirs_ms')
         if kind == 'compile':
-            r = result[kind]; r['compiled_ms'], r['plain_ms'] = r.pop('ours_ms'), r.pop('theirs_ms')
             r |= dict(seconds_to_compile=spent, steps_until_it_has_paid=1000*spent/(r['plain_ms'] - r['compiled_ms']) if r['plain_ms'] > r['compiled_ms'] else None)
         print(kind, json.dumps(result[kind]), flush=True)
     imports = subprocess.run([sys.executable, HERE/'imports.py'], capture_output=True, text=True, check=True).stdout.strip()
