@@ -1,7 +1,7 @@
 """The table of chapter 10: python bench/joint.py [--workers 2]
 
 For each of three seeds a short two-stage model is trained (400 and 200 steps), and then each method goes on from it for 45 seconds,
-on one thread. The same from a weak autoencoder (40 steps), for the methods whose names begin with "weak". Rows that are in ldm_nb/results/joint.json are kept; delete the file to make all again (about 20 minutes on 2 cores).
+on one thread. The same from a weak autoencoder (40 steps), for the methods whose names begin with "weak". Rows that are in ldm_nb/results/joint.json are kept; delete the file to make all again (a quarter of an hour on 2 cores).
 """
 import argparse, multiprocessing, os, tempfile, time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,7 +23,7 @@ OUT = PACKAGE/'results'/'joint.json'
 SEEDS, SECONDS, SAMPLES = (0, 1, 2), 45., 500
 ARMS = {
     'two-stage': [dict(method='denoiser', seconds=SECONDS)],
-    'two-stage, 80 steps': [dict(method='denoiser', num_steps=80)],
+    'two-stage, 290 steps': [dict(method='denoiser', num_steps=290)],
     'naive joint': [dict(method='naive', seconds=SECONDS)],
     'naive, normalised': [dict(method='normalised', seconds=SECONDS)],
     'decoder only': [dict(method='denoiser', seconds=.7*SECONDS), dict(method='decoder', batch_size=16, seconds=.3*SECONDS)],

@@ -12,7 +12,7 @@ Writes bench/speed.json; needs the extra [dev].
 import json, os, resource, statistics, subprocess, sys, time
 from pathlib import Path
 
-os.environ['TQDM_DISABLE'] = '1'
+os.environ |= dict(TQDM_DISABLE='1', TORCHINDUCTOR_FORCE_DISABLE_CACHES='1') # compiled anew, so that its seconds count
 import torch
 from torch import nn
 import torch.nn.functional as F
