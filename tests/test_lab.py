@@ -1,4 +1,4 @@
-"A reader's JupyterLab in a real browser: it starts, each chapter opens, Restart and Run All finishes at smoke size; in the first one a figure and a film are to be seen."
+"A reader's JupyterLab in a real browser: it starts, the first chapter opens, Restart and Run All finishes at smoke size, a figure and a film are to be seen. LAB_CHAPTERS=all: every chapter."
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 
@@ -50,8 +50,11 @@ def restart_and_run_all(page, address, chapter): # the outputs of its code cells
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Restart Kernel and Run All Cells').click()
     page.get_by_role('button', name='Confirm Kernel Restart').click()
-    for _ in range(360): # until it has run and is saved
-        time.sleep(.5); page.keyboard.press('Control+s')
+    status = page.locator('.jp-Notebook-ExecutionIndicator').first
+    for _ in range(180): # until it has run and is saved: a save while another is under way would ask questions
+        time.sleep(1)
+        if status.get_attribute('data-status') != 'idle': continue
+        page.keyboard.press('Control+s'); time.sleep(1)
         outputs = [o for c in json.loads(chapter.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code' for o in c['outputs']]
         assert not (errors := [o for o in outputs if o['output_type'] == 'error']), errors
         if all(executed(chapter)): break
@@ -72,6 +75,7 @@ def test_first_chapter_runs_and_is_seen(lab, page):
     assert len(set(seen)) == 3
 
 
+@pytest.mark.skipif(os.environ.get('LAB_CHAPTERS') != 'all', reason='four minutes more: LAB_CHAPTERS=all')
 @pytest.mark.parametrize('chapter', sorted(p.name for p in (ROOT/'nbs').glob('[0-9]*.ipynb') if p.name != '00_core.ipynb'))
 def test_every_other_chapter_runs(lab, page, chapter):
     address, nbs = lab; assert any('image/png' in o.get('data', {}) for o in restart_and_run_all(page, address, nbs/chapter))
