@@ -1,7 +1,7 @@
 """Ours against what people would take instead, at equal wall-clock: python bench/peers.py [--minutes 5] [--only ours pixel latent]
 
 On this machine, one after the other, on the same 10,000 images, each for the same minutes of training:
-  ours    `ldm_train` at lesson size, with its defaults; sampled with its defaults (classes in turn, guidance 2), and without labels
+  ours    `ldm_train` at lesson size, with its defaults; sampled with its defaults (classes in turn, autoguidance 3), guided by the label, and without labels
   pixel   diffusers' UNet2DModel and DDPMScheduler, as in the first unit of the Hugging Face diffusion course, in batches of 16, the default
           of their training script (on two cores 64 would leave 270 steps in five minutes); sampled by DDIM in 50 steps
   latent  diffusers' AutoencoderKL (20 % of the time, like ours), then a UNet2DModel on its scaled latents, with the schedule of Stable Diffusion;
@@ -104,7 +104,8 @@ def latent(data, seconds, n, seed):
 
 def ours(data, seconds, n, seed):
     with tempfile.TemporaryDirectory() as d: ldm, losses = train_latent_diffusion(data, Path(d)/'run', minutes=seconds/60, size='lesson', seed=seed)
-    draws = {'ours': ('30 steps, guidance 2', lambda: ldm.sample(n, seed=seed)), 'ours, without labels': ('30 steps, no labels', lambda: ldm.sample(n, guidance=0., seed=seed))}
+    draws = {'ours': ('30 steps, autoguidance 3', lambda: ldm.sample(n, seed=seed)), 'ours, guidance 2': ('30 steps, guidance 2', lambda: ldm.sample(n, guidance=2., seed=seed)),
+             'ours, without labels': ('30 steps, autoguidance 3, no labels', lambda: ldm.sample(n, guidance=0., autoguidance=3., seed=seed))}
     return dict(parameters=parameters(ldm.autoencoder, ldm.ema), steps=[len(v) for v in losses.values()]), draws
 
 

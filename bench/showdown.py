@@ -14,7 +14,7 @@ from pathlib import Path
 os.environ['TQDM_DISABLE'] = '1'
 import torch
 
-from ldm_nb.baselines import drawing_parameters, train_gan, train_latents, train_pixels
+from ldm_nb.baselines import draw, drawing_parameters, train_gan, train_latents, train_pixels
 from ldm_nb.core import PACKAGE, default_device, read_json, write_json
 from ldm_nb.data import fashion_mnist
 from ldm_nb.evaluation import class_logits, extract, measure, memorisation, pixel_features
@@ -26,23 +26,25 @@ CONTESTANTS = {'latents': train_latents, 'latents, f = 8': partial(train_latents
                'pixels, U-Net': train_pixels, 'pixels, patches': partial(train_pixels, net='patches')}
 
 
-def judge(images, train, test):
-    "{classifier and effnet: {metric: [value, standard error]}, class_accuracy, copies: [share, standard error]}"
-    result = {}
-    for features in ('classifier', 'effnet'):
-        x, y = extract(images, features), extract(test.images, features); result[features] = measure(x, y, resamples=0)
-        if features == 'classifier': result['class_accuracy'] = (class_logits(x).argmax(1) == torch.arange(len(x)) % len(test.classes)).double().mean().item()
-    return result | dict(copies=memorisation(pixel_features(images), pixel_features(train.images), pixel_features(test.images)))
+def quality(images, test):
+    "{classifier and effnet: {metric: [value, standard error]}}"
+    return {features: measure(extract(images, features), extract(test.images, features), resamples=0) for features in ('classifier', 'effnet')}
+
+
+def judge(images, train, test): # classes in turn
+    "Their quality, and class_accuracy, copies: [share, standard error]."
+    right = class_logits(extract(images, 'classifier')).argmax(1) == torch.arange(len(images)) % len(test.classes)
+    return quality(images, test) | dict(class_accuracy=right.double().mean().item(), copies=memorisation(pixel_features(images), pixel_features(train.images), pixel_features(test.images)))
 
 
 def row(name, seed, seconds):
     train, test = fashion_mnist(), fashion_mnist('test')
     with tempfile.TemporaryDirectory() as folder: model = CONTESTANTS[name](train, seconds, Path(folder)/'run', seed=seed)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024/1e9
-    model.sample(20); began = time.perf_counter(); images = model.sample(SAMPLES, seed=seed); spent = time.perf_counter() - began
+    draw(model, 20); began = time.perf_counter(); images = draw(model, SAMPLES, seed); spent = time.perf_counter() - began
     result = dict(name=name, seed=seed, seconds=seconds, steps=model.steps, drawing_parameters=drawing_parameters(model),
                   images_per_second=SAMPLES/spent, peak_memory_GB=memory, **judge(images, train, test))
-    if name.startswith('latents'): result['reconstructions'] = {k: v for k, v in judge(model.reconstruct(test.images[:SAMPLES]), train, test).items() if k in ('classifier', 'effnet')}
+    if name.startswith('latents'): result['reconstructions'] = quality(model.reconstruct(test.images[:SAMPLES]), test)
     return result
 
 
@@ -51,10 +53,11 @@ def main():
     p.add_argument('--only', nargs='+', choices=CONTESTANTS, default=list(CONTESTANTS), metavar='NAME')
     p.add_argument('--budgets', nargs='+', type=int, default=BUDGETS); p.add_argument('--seeds', nargs='+', type=int, default=SEEDS)
     p.add_argument('--out', type=Path, default=PACKAGE/'results'/'showdown.json')
-    args = p.parse_args(); rows = read_json(args.out)['rows'] if args.out.exists() else []
+    args = p.parse_args(); rows = read_json(args.out)['rows'] if args.out.exists() else []; test = fashion_mnist('test')
+    training_images = quality(fashion_mnist().images[:SAMPLES], test) # what as many real pictures get
     def save():
         rows.sort(key=lambda r: (r['seconds'], r['seed'], list(CONTESTANTS).index(r['name'])))
-        write_json(args.out, dict(command='python bench/showdown.py', samples=SAMPLES, reference=f'{len(fashion_mnist("test").images)} test images', device=str(default_device()), threads=torch.get_num_threads(), torch=torch.__version__, rows=rows))
+        write_json(args.out, dict(command='python bench/showdown.py', samples=SAMPLES, reference=f'{len(test.images)} test images', training_images=training_images, device=str(default_device()), threads=torch.get_num_threads(), torch=torch.__version__, rows=rows))
     for seconds in args.budgets:
         for seed in args.seeds:
             for name in args.only:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['relativistic_losses', 'gradient_penalty', 'judged', 'gan_loss', 'keep_variance', 'conv3', 'conv1', 'GANBlock',
            'Generator', 'Discriminator', 'GAN', 'velocity_weight', 'PixelDiffusion', 'train_latents', 'gan_rate',
-           'labelled_images', 'train_gan', 'train_pixels', 'drawing_parameters', 'count_flops']
+           'labelled_images', 'train_gan', 'train_pixels', 'drawing_parameters', 'draw', 'count_flops']
 
 # %% ../nbs/11_showdown.ipynb #b6fd1862
 import math
@@ -172,6 +172,11 @@ def drawing_parameters(model)->int:
     "How many parameters work when a picture is drawn: generator, denoiser, or decoder and denoiser."
     parts = [model.generator] if isinstance(model, GAN) else [model.ema] + ([model.autoencoder.decoder] if isinstance(model, LatentDiffusion) else [])
     return sum(p.numel() for part in parts for p in part.parameters())
+
+# %% ../nbs/11_showdown.ipynb #d005ea9b
+def draw(model, n:int, seed=0, **kwargs)->Tensor: # (n, c, h, w) in [-1, 1], on the CPU
+    "Samples of any contestant, the classes in turn. Denoisers go away from their prediction without a label, with guidance 2; `kwargs` are theirs, such as `steps`."
+    return model.sample(n, seed=seed, **(kwargs if isinstance(model, GAN) else dict(guidance=2.) | kwargs))
 
 # %% ../nbs/11_showdown.ipynb #c6e349d3
 def count_flops(f)->int:

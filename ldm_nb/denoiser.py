@@ -234,14 +234,19 @@ def forward(self:DiT, x, t, labels=None): # (b, channels, h, w), (b,) in [0, 1],
 def guided(model,           # (x_t, t, labels) -> prediction
            labels:Tensor|None, # (b,), or None for no condition
            schedule, prediction_type='flow_prediction',
-           guidance:float=1.)->object: # a function (x_t, t) -> (x0, eps)
-    "The denoiser that `sample_chain` wants: prediction = without + guidance (with - without) (Ho and Salimans 2021, eq. 6; their w is guidance - 1)."
+           guidance:float=1.,  # 0: ignore labels; 1: follow them; more: away from the prediction without a label
+           guide=None,         # a weaker network for the same task
+           autoguidance:float=1. # more than 1: away from the guide
+          )->object:           # a function (x_t, t) -> (x0, eps)
+    "The denoiser that `sample_chain` wants: p + (guidance - 1)(p - p without label) + (autoguidance - 1)(p - the guide's p), with p the prediction (Ho and Salimans 2021, Karras et al. 2024)."
+    if labels is not None and guidance == 0: labels, guidance = torch.full_like(labels, model.num_classes), 1.
     def denoise(x, t):
         times = t.expand(len(x))
-        if labels is None or guidance == 1: prediction = model(x, times, labels)
+        if labels is None or guidance == 1: prediction = p = model(x, times, labels)
         else:
             none = torch.full_like(labels, model.num_classes)
-            with_label, without = model(torch.cat([x, x]), times.repeat(2), torch.cat([labels, none])).chunk(2)
-            prediction = without + guidance*(with_label - without)
+            p, without = model(torch.cat([x, x]), times.repeat(2), torch.cat([labels, none])).chunk(2)
+            prediction = p + (guidance - 1)*(p - without)
+        if autoguidance != 1: prediction = prediction + (autoguidance - 1)*(p - guide(x, times, labels))
         return to_x0_eps(prediction_type, prediction, x, *schedule(t))
     return denoise

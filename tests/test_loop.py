@@ -57,7 +57,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
     assert len({str(d) for d in deaths}) > 10 and 'denoiser' in deaths[-1], deaths
     server.start(tmp_path/'killed'); assert server.status() == 0; server.close()
     whole, killed = files(tmp_path/'whole'), files(tmp_path/'killed')
-    assert set(whole) == {'autoencoder.safetensors', 'denoiser.safetensors', 'ema.safetensors'} == set(killed)
+    assert set(whole) == {'autoencoder.safetensors', 'denoiser.safetensors', 'ema.safetensors', 'guide.safetensors'} == set(killed)
     for name in whole:
         for k in whole[name]: assert whole[name][k].equal(killed[name][k]), (name, k)
     assert not list((tmp_path/'killed').rglob('*.damaged')) and not list((tmp_path/'killed').rglob('.*.part'))

@@ -4,7 +4,7 @@ import shutil, time
 import pytest
 import torch
 
-from ldm_nb.core import InputError, load_tensors, read_json, write_json
+from ldm_nb.core import InputError, fingerprint, load_tensors, read_json, write_json
 from ldm_nb.data import fashion_mnist
 from ldm_nb.training import FORMAT, LatentDiffusion, _config_checksum, train_latent_diffusion
 
@@ -25,6 +25,7 @@ def test_round_trip(trained, tmp_path):
     ldm, folder = trained
     loaded = LatentDiffusion.from_pretrained(folder/'model')
     assert loaded.sample(4, steps=3).equal(ldm.sample(4, steps=3)) and loaded.card == ldm.card and loaded.stats == ldm.stats and loaded.classes == ldm.classes
+    assert fingerprint(loaded.guide) == fingerprint(ldm.guide) != fingerprint(ldm.ema) and not loaded.sample(4, steps=3).equal(loaded.sample(4, steps=3, guidance=1.))
     loaded.save_pretrained(tmp_path/'copy', ema_only=True)
     assert not (tmp_path/'copy'/'denoiser.safetensors').exists()
     assert LatentDiffusion.from_pretrained(tmp_path/'copy').sample(4, steps=3).equal(ldm.sample(4, steps=3))
@@ -33,6 +34,7 @@ def test_round_trip(trained, tmp_path):
 def spoil_truncate(f): (f/'ema.safetensors').write_bytes((f/'ema.safetensors').read_bytes()[:-100])
 def spoil_flip(f): data = bytearray((f/'autoencoder.safetensors').read_bytes()); data[-5] ^= 4; (f/'autoencoder.safetensors').write_bytes(data)
 def spoil_missing(f): (f/'ema.safetensors').unlink()
+def spoil_guide(f): (f/'guide.safetensors').unlink()
 def spoil_card(f): write_json(f/'card.json', read_json(f/'card.json') | dict(seed=99))
 def spoil_config(f): write_json(f/'config.json', read_json(f/'config.json') | dict(prediction_type='epsilon'))
 def spoil_json(f): (f/'config.json').write_text((f/'config.json').read_text()[:-30])
@@ -49,12 +51,18 @@ def spoil_swap(f):
     write_json(f/'config.json', c | dict(checksum=_config_checksum(c)))
 
 
-@pytest.mark.parametrize('spoil,message', [(spoil_truncate, 'ema.safetensors is truncated'), (spoil_flip, 'autoencoder.safetensors is truncated or was changed'), (spoil_missing, 'ema.safetensors is missing'),
+@pytest.mark.parametrize('spoil,message', [(spoil_truncate, 'ema.safetensors is truncated'), (spoil_flip, 'autoencoder.safetensors is truncated or was changed'), (spoil_missing, 'ema.safetensors is missing'), (spoil_guide, 'guide.safetensors is missing'),
     (spoil_card, 'card.json is truncated or was changed'), (spoil_config, 'config.json was changed'), (spoil_json, 'not valid JSON'), (spoil_version, 'format 2'),
     (spoil_stats, 'trained on latents with statistics'), (spoil_swap, 'another autoencoder')], ids=lambda v: getattr(v, '__name__', None))
 def test_wrong_model_is_refused(trained, tmp_path, spoil, message):
     shutil.copytree(trained[1]/'model', tmp_path/'m'); spoil(tmp_path/'m')
     with pytest.raises(InputError, match=message): LatentDiffusion.from_pretrained(tmp_path/'m')
+
+
+def test_a_run_too_short_for_a_guide_samples_without_one(tmp_path):
+    ldm, _ = train_latent_diffusion(fashion_mnist()[:100], tmp_path/'r', steps=1, size='smoke')
+    assert ldm.guide is None and ldm.guidances() == (2., 1.) and LatentDiffusion.from_pretrained(tmp_path/'r').sample(2, steps=2).equal(ldm.sample(2, steps=2, guidance=2.))
+    with pytest.raises(InputError, match='no guide'): ldm.sample(2, autoguidance=3.)
 
 
 def test_nothing_is_overwritten(trained, tmp_path):
