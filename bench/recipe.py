@@ -136,7 +136,7 @@ def table(rows):
         some = sorted((r for r in rows if r['seconds'] == seconds), key=lambda r: r['samples']['2.0']['frechet_distance'])
         late = ' autoguidance 3 |' if any('autoguidance' in r['samples'] for r in some) else ''
         out += f"\n\n| {seconds:.0f} seconds | steps | dB | reconstructions | guidance 1 | 2 | 3 |{late}\n|---|---|---|---|---|---|---|{'---|'*bool(late)}\n"
-        out += '\n'.join(f"| {r['name']} | {' + '.join(f'{n:,}' for n in r['steps'])} | {r['psnr']:.1f} | {pair(r['reconstructions'])} | " + ' | '.join(map(pair, r['samples'].values())) + ' |' for r in some)
+        out += '\n'.join(f"| {r['name']} | {' + '.join(f'{n:,}' for n in r['steps'])} | {r['psnr']:.1f} | {pair(r['reconstructions'])} | " + ' | '.join(map(pair, r['samples'].values())) + (' | |' if late and 'autoguidance' not in r['samples'] else ' |') for r in some)
     return out
 
 

@@ -100,8 +100,10 @@ def ssim(x:Tensor,      # (n, c, h, w), reconstructions in [-1, 1]
     windows = lambda n: torch.stack([F.pad(g, (i, n - 11 - i)) for i in range(n - 10)]) # (n - 10, n)
     A, B = windows(x.shape[2]), windows(x.shape[3])
     average = lambda v: A @ v @ B.T # as matrices: in a convolution many GPUs would keep three digits only
-    μx, μy, C1, C2 = average(x), average(target), .02**2, .06**2
-    σxx, σyy, σxy = average(x*x) - μx**2, average(target**2) - μy**2, average(x*target) - μx*μy
+    centred = lambda v: v - v.mean((2, 3), keepdim=True) # moves no variance, and keeps small ones from drowning in the squares
+    cov = lambda u, v: average(u*v) - average(u)*average(v)
+    μx, μy, C1, C2, dx, dy = average(x), average(target), .02**2, .06**2, centred(x), centred(target)
+    σxx, σyy, σxy = cov(dx, dx), cov(dy, dy), cov(dx, dy)
     return ((2*μx*μy + C1)*(2*σxy + C2)/((μx**2 + μy**2 + C1)*(σxx + σyy + C2))).flatten(1).mean(1)
 
 # %% ../nbs/02_autoencoder.ipynb #46a1bf85

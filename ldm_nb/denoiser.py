@@ -239,6 +239,7 @@ def guided(model,           # (x_t, t, labels) -> prediction
            autoguidance:float=1. # more than 1: away from the guide
           )->object:           # a function (x_t, t) -> (x0, eps)
     "The denoiser that `sample_chain` wants: p + (guidance - 1)(p - p without label) + (autoguidance - 1)(p - the guide's p), with p the prediction (Ho and Salimans 2021, Karras et al. 2024)."
+    if autoguidance != 1 and guide is None: raise InputError(f'autoguidance is {autoguidance}, and there is no guide: pass the network to go away from')
     if labels is not None and guidance == 0: labels, guidance = torch.full_like(labels, model.num_classes), 1.
     def denoise(x, t):
         times = t.expand(len(x))

@@ -520,10 +520,10 @@ def ldm_eval(what:str,                   # FILE.npy (uint8, (n, h, w) or (n, h, 
              features:str=None,          # feature network: classifier, effnet, inception or pixels (default: what suits the data)
              n:int=500,                  # samples to draw from a model
              guidance:float=None,        # of those samples
-             autoguidance:float=None,    # the same (default 3, or guidance 2 for a model without a guide)
-             steps:int=30,               # network evaluations for each of those samples
+             steps:int=30,               # of the sampler
              seed:int=0,                 # of those samples, and of the errors
-             out:str=None):              # also write the figures to this JSON file
+             out:str=None,               # also write the figures to this JSON file
+             autoguidance:float=None):   # of samples, too (default 3, or guidance 2 for a model without a guide)
     "Measure a model, or images in files, against held-out real images."
     if out and (Path(out).is_dir() or not Path(out).name): raise InputError(f'out is {out!r}, a folder: name a file')
     is_model = (Path(what)/'config.json').is_file() or (Path(what)/'model'/'config.json').is_file(); is_array = what.endswith('.npy')

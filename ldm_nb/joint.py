@@ -73,7 +73,7 @@ def finetune(ldm:LatentDiffusion, data:ImageData, method='aligned', # or denoise
              features=None,      # frozen: images (b, c, h, w) -> (b, feature_width, h', w'), for `aligned`; a `Classifier` for `decoder`
              lr=1e-3, vae_lr=5e-4, batch_size=64, seed=0, label_dropout=.1,
              **budget)->tuple:   # num_steps or seconds, checkpoint, callback: as for `fit` -> (LatentDiffusion, what `fit` returns)
-    "Train both stages of a copy of `ldm` together on `data`, by one of the `METHODS`. The given model stays as it is."
+    "Train both stages of a copy of `ldm` together on `data`, by one of the `METHODS`. The given model stays as it is. `denoiser` and `decoder` keep its guide; by the others the latents move away from it."
     if method not in METHODS: raise InputError(f'method is {method!r}: choose one of {", ".join(METHODS)}')
     if method in ('aligned', 'decoder') and features is None: raise InputError(f'{method} needs a frozen network: pass features')
     if data.images.shape[-2:] != ldm.image_size or (data.labels is not None and len(data.classes) != ldm.ema.num_classes):

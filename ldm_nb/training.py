@@ -278,6 +278,7 @@ def fit(model, loss,        # loss(model, indices) -> a scalar, or a tuple that 
     "Train with AdamW, clipping and EMA. With `num_steps` the result is the same however often it was interrupted, and whoever computes the parts."
     settings = dict(stage=stage, seed=seed, n=n, batch_size=batch_size, lr=lr, num_steps=num_steps, budget=seconds, ema_decay=ema_decay, lr_schedule=lr_schedule.__name__, clip=clip, betas=list(betas), guide_at=guide_at) | (same or {})
     if (num_steps or 0) < 1 and (seconds or 0) <= 0: raise InputError(f'num_steps is {num_steps} and seconds {seconds}: one of them must be more than nothing')
+    if guide_at and not ema_decay: raise InputError(f'guide_at is {guide_at}, and there is no average to copy: give ema_decay, too')
     run = Run(model, lr, settings, accumulate, checkpoint)
     with _interrupts() as asked, _Display(stage, run) as display, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         model.train()
@@ -590,11 +591,11 @@ def ldm_sample(model:str,             # a folder, a shipped name (fashion) or a 
                n:int=16,              # images to draw
                label:str=None,        # class, by name or number; by default all in turn
                guidance:float=None,   # 0 ignores labels, 1 follows them, more exaggerates them
-               autoguidance:float=None, # more than 1: away from the model's early self (default 3, or guidance 2 where there is none)
-               steps:int=30,          # network evaluations an image
+               steps:int=30,          # of the sampler
                seed:int=0,            # the same seed, the same images
                out:str='samples.png', # picture of all images
-               npy:str=None):         # also write the images as uint8 array (n, h, w) or (n, h, w, c)
+               npy:str=None,          # also write the images as uint8 array (n, h, w) or (n, h, w, c)
+               autoguidance:float=None): # more than 1: away from the model's early self (default 3, or guidance 2 where there is none)
     "Draw images from a trained latent diffusion model."
     ldm = LatentDiffusion.from_pretrained(model)
     if label and not label.isdigit() and label not in ldm.classes: raise InputError(f'label is {label!r}: choose one of {", ".join(ldm.classes)} or its number')

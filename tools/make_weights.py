@@ -1,7 +1,7 @@
 """Train what the package ships again: python tools/make_weights.py   (about an hour on 2 CPU cores)
 
 1. the classifier that evaluation uses; 2. `ldm_train --data fashion-full --steps 12000 --size lesson`, of which
-the averaged denoiser, the autoencoder and the card go to ldm_nb/weights/fashion. Both stop and go on: the run is resumed.
+the averaged denoiser and its early copy, the autoencoder and the card go to ldm_nb/weights/fashion. Both stop and go on: the run is resumed.
 """
 import shutil
 from pathlib import Path
