@@ -1,5 +1,5 @@
 """What each choice in the recipe is worth: python bench/recipe.py [--only NAME ...] [--seconds 90]   (forty minutes on 2 cores)
-and what of it lasts: python bench/recipe.py --seconds 300   (forty minutes, seven variants)
+and what of it lasts: python bench/recipe.py --seconds 300   (an hour, eleven variants)
 
 Every variant trains both stages from nothing for the same seconds, 2 in 7 of them for the autoencoder unless the row says otherwise, one seed, on the embedded
 Fashion-MNIST. Variants that share their autoencoder share one training of it. The judge is that of peers.py: EfficientNet-Lite0, 500
@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ldm_nb.core import PACKAGE, default_device, read_json, seed_for, write_json
+from ldm_nb.core import PACKAGE, default_device, generator, read_json, seed_for, write_json
 from ldm_nb.data import crop_images, fashion_mnist, pad_images
-from ldm_nb.autoencoder import PatchDiscriminator, adaptive_weight, clipped_mse, hinge_loss, load_classifier, perceptual_distance, psnr
+from ldm_nb.autoencoder import PatchDiscriminator, ResBlock, adaptive_weight, clipped_mse, hinge_loss, load_classifier, perceptual_distance, psnr
 from ldm_nb.vae import VAE, encode_all, kl_divergence, latent_stats, reparameterize, vae_loss
 from ldm_nb.denoiser import DiT, UNet, diffusion_loss
 from ldm_nb.training import RECIPES, LatentDiffusion, fit, train_denoiser
+from ldm_nb.evaluation import memorisation, pixel_features
 from ldm_nb.baselines import GANBlock, conv3, judged, relativistic_losses
 from peers import judge
 
@@ -34,8 +35,9 @@ VARIANTS = { # name: (changes of the recipe, reconstruction loss, what else)
     'EMA 0.998': (dict(ema_decay=.998), 'clipped', None), 'KL 1e-3': (dict(kl_weight=1e-3), 'clipped', None),
     'the recipe, once more': ({}, 'clipped', None), 'a fifth for the autoencoder': (dict(ae_share=.2), 'clipped', None), 'two fifths for the autoencoder': (dict(ae_share=.4), 'clipped', None), 'mirrored too, labelled so': ({}, 'clipped', 'mirrored'),
     'latents 16 x 4 x 4': (dict(f=8, latent_channels=16), 'clipped', None), 'U-Net 64, 64, two blocks': (dict(widths=(64, 64), blocks=2), 'clipped', None),
-    'decoder finished against a patch-GAN': ({}, 'finished', None)}
-LONGER = ['the recipe', 'a fifth for the autoencoder', '8 channels, KL 1e-2', 'KL 1e-2', 'two fifths for the autoencoder', 'U-Net 64, 64, two blocks', 'decoder finished against a patch-GAN'] # tried in 300 seconds; the last three in these only
+    'decoder finished against a patch-GAN': ({}, 'finished', None), 'a hundred clusters of each class': ({}, 'clipped', 'clusters'), 'no labels': ({}, 'clipped', 'unlabelled'),
+    'no labels, a thousand clusters': ({}, 'clipped', 'unlabelled clusters'), 'an autoencoder that works at 16 x 16, 8 channels': (dict(latent_channels=8), 'finer', None)}
+LONGER = ['the recipe', 'a fifth for the autoencoder', '8 channels, KL 1e-2', 'KL 1e-2', 'two fifths for the autoencoder', 'U-Net 64, 64, two blocks', 'decoder finished against a patch-GAN', 'a hundred clusters of each class', 'no labels', 'no labels, a thousand clusters', 'an autoencoder that works at 16 x 16, 8 channels'] # tried in 300 seconds; all after the fourth in these only
 
 
 class WithJudge(nn.Module):
@@ -61,10 +63,18 @@ def reconstruction_loss(kind, x, kl_weight, share=.05, perceptual=.1, first=500)
     return loss
 
 
+class FinerVAE(VAE):
+    "The same blocks at half of the images' resolution, with half of the channels, and latents at a quarter of it."
+    def __init__(self, f, latent_channels, width, encoder_depth, decoder_depth, c):
+        super().__init__(f, latent_channels, width, encoder_depth, decoder_depth, c); w, norm = width//2, lambda: [nn.GroupNorm(8, width//2), nn.SiLU()]
+        self.encoder = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(4*c, w, 3, padding=1), *[ResBlock(w) for _ in range(encoder_depth)], *norm(), nn.PixelUnshuffle(2), nn.Conv2d(4*w, 2*latent_channels, 3, padding=1))
+        self.decoder = nn.Sequential(nn.Conv2d(latent_channels, 4*w, 3, padding=1), nn.PixelShuffle(2), *[ResBlock(w) for _ in range(decoder_depth)], *norm(), nn.Conv2d(w, 4*c, 3, padding=1), nn.PixelShuffle(2))
+
+
 def stage_one(recipe, kind, x, seconds):
     torch.manual_seed(seed_for(0, 'autoencoder'))
-    vae = VAE(recipe.f, recipe.latent_channels, recipe.ae_width, recipe.encoder_depth, recipe.decoder_depth, x.shape[1]); gan = kind == 'gan'
-    run = fit(WithJudge(vae) if gan else vae, reconstruction_loss('clipped' if kind == 'finished' else kind, x, recipe.kl_weight), len(x), recipe.ae_batch, dict(vae=recipe.ae_lr, disc=5e-4) if gan else recipe.ae_lr, seconds=seconds*(.75 if kind == 'finished' else 1))
+    vae = (FinerVAE if kind == 'finer' else VAE)(recipe.f, recipe.latent_channels, recipe.ae_width, recipe.encoder_depth, recipe.decoder_depth, x.shape[1]); gan = kind == 'gan'
+    run = fit(WithJudge(vae) if gan else vae, reconstruction_loss('clipped' if kind in ('finished', 'finer') else kind, x, recipe.kl_weight), len(x), recipe.ae_batch, dict(vae=recipe.ae_lr, disc=5e-4) if gan else recipe.ae_lr, seconds=seconds*(.75 if kind == 'finished' else 1))
     if kind == 'finished': vae.decoder = finish(vae.requires_grad_(False), x, seconds/4)
     return vae.eval().requires_grad_(False), len(run['losses'])
 
@@ -113,8 +123,18 @@ class Muon(torch.optim.AdamW):
             p.add_((u*max(1, u.shape[0]/u.shape[1])**.5).view(p.shape), alpha=-self.rate*factor)
 
 
+def clustered(z, labels, k): # latents (n, ...), labels (n,) -> (n,), k clusters of each class, numbered through
+    "K-means of the latents, one class at a time, as labels (Adaloglou et al. 2024)."
+    from scipy.cluster.vq import kmeans2
+    out = torch.empty_like(labels)
+    for c in labels.unique():
+        i = (labels == c).nonzero()[:, 0]; out[i] = c*k + torch.as_tensor(kmeans2(z[i].flatten(1).numpy(), k, iter=30, minit='points', missing='warn', seed=0)[1], dtype=labels.dtype)
+    return out
+
+
 def stage_two(recipe, extra, z, deviation, labels, stats, seconds): # z: normalized means, deviation: of the encoder's draws
-    if extra in (None, 'muon', 'mirrored'):
+    if extra == 'unlabelled': return train_denoiser(z, None, stats, recipe, seconds=seconds)
+    if extra in (None, 'muon', 'mirrored', 'clusters', 'unlabelled clusters'):
         adamw = torch.optim.AdamW
         try:
             if extra == 'muon': torch.optim.AdamW = Muon
@@ -133,7 +153,7 @@ def table(rows):
     "The rows in Markdown, a table for each budget, best first."
     pair, out = lambda v: f"{v['frechet_distance']:.0f} / {v['kid_x1000']:,.0f}", 'Distance / KID x 1,000, lower is better.'
     for seconds in sorted({r['seconds'] for r in rows}):
-        some = sorted((r for r in rows if r['seconds'] == seconds), key=lambda r: r['samples']['2.0']['frechet_distance'])
+        some = sorted((r for r in rows if r['seconds'] == seconds), key=lambda r: r['samples'].get('autoguidance', r['samples']['2.0'])['frechet_distance'])
         late = ' autoguidance 3 |' if any('autoguidance' in r['samples'] for r in some) else ''
         out += f"\n\n| {seconds:.0f} seconds | steps | dB | reconstructions | guidance 1 | 2 | 3 |{late}\n|---|---|---|---|---|---|---|{'---|'*bool(late)}\n"
         out += '\n'.join(f"| {r['name']} | {' + '.join(f'{n:,}' for n in r['steps'])} | {r['psnr']:.1f} | {pair(r['reconstructions'])} | " + ' | '.join(map(pair, r['samples'].values())) + (' | |' if late and 'autoguidance' not in r['samples'] else ' |') for r in some)
@@ -150,7 +170,7 @@ def main():
     p.add_argument('--only', nargs='+', choices=VARIANTS, metavar='NAME'); p.add_argument('--seconds', type=float, default=90.); p.add_argument('--out', type=Path, default=PACKAGE/'results'/'recipe.json')
     args = p.parse_args(); data, test = fashion_mnist(), fashion_mnist('test'); x, kept = pad_images(data.images), {}
     rows = read_json(args.out)['rows'] if args.out.exists() else []
-    for name in args.only or (LONGER if args.seconds > 90 else [v for v in VARIANTS if v not in LONGER[-3:]]):
+    for name in args.only or (LONGER if args.seconds > 90 else [v for v in VARIANTS if v not in LONGER[4:]]):
         if any((r['name'], r['seconds']) == (name, args.seconds) for r in rows): continue
         changes, kind, extra = VARIANTS[name]; recipe = replace(BASE, **changes); key = (kind, *(asdict(recipe)[k] for k in STAGE_ONE))
         if key not in kept: kept[key] = stage_one(recipe, kind, x, args.seconds*recipe.ae_share)
@@ -158,13 +178,18 @@ def main():
         with torch.no_grad(): deviation = torch.cat([(vae.posterior(b.to(DEVICE))[1]/2).exp().cpu() for b in x.split(250)])/torch.tensor(stats.std).view(-1, 1, 1)
         labels = data.labels
         if extra == 'mirrored': z, labels = torch.cat([z, encode_all(vae, x.flip(-1))]), torch.cat([labels, labels + 10]) # classes of their own, so that nothing leaks
-        two = stage_two(recipe, extra, stats.normalize(z), deviation, labels, stats, args.seconds*(1 - recipe.ae_share))
+        picked, began = None, time.perf_counter() # what is drawn: the classes in turn
+        if extra and 'clusters' in extra:
+            classes = labels if extra == 'clusters' else torch.zeros_like(labels); labels = clustered(stats.normalize(z), classes, 100 if extra == 'clusters' else 1000)
+            pick = generator(0, 'clusters'); members = [labels[classes == c] for c in classes.unique()] # a cluster as often as it is in the data
+            picked = torch.stack([m[torch.randint(len(m), (), generator=pick)] for m in (members[k % len(members)] for k in range(500))])
+        two = stage_two(recipe, extra, stats.normalize(z), deviation, labels, stats, args.seconds*(1 - recipe.ae_share) - (time.perf_counter() - began))
         ldm = LatentDiffusion(vae, stats, two['model'], two['ema'], recipe.schedule, recipe.prediction_type, data.images.shape[-2:], data.classes, guide=two['guide'])
         with torch.no_grad(): r = torch.cat([ldm.decode(ldm.encode(b)) for b in test.images[:500].split(250)])
-        began = time.perf_counter(); drawn = {g: ldm.sample(500, guidance=g) for g in (1., 2., 3.)}; speed = 1500/(time.perf_counter() - began)
-        drawn['autoguidance'] = ldm.sample(500, autoguidance=3.)
+        began = time.perf_counter(); drawn = {g: ldm.sample(500, picked, guidance=g) for g in (1., 2., 3.)}; speed = 1500/(time.perf_counter() - began)
+        drawn['autoguidance'] = ldm.sample(500, picked, autoguidance=3.)
         rows.append(dict(name=name, seconds=args.seconds, steps=[steps, len(two['losses'])], psnr=psnr(r, test.images[:500]).mean().item(), reconstructions=judge(r),
-                         samples={str(g): judge(v) for g, v in drawn.items()}, images_per_second=speed)); print(json.dumps(rows[-1]), flush=True)
+                         samples={str(g): judge(v) for g, v in drawn.items()}, copies=memorisation(*(pixel_features(v) for v in (drawn['autoguidance'], data.images, test.images))), images_per_second=speed)); print(json.dumps(rows[-1]), flush=True)
         write_json(args.out, dict(command='python bench/recipe.py', rows=rows, card=dict(samples=500, network='EfficientNet-Lite0, 64 x 64', directions=128, reference='fashion test, 2000 images', device=str(DEVICE), threads=torch.get_num_threads(), torch=torch.__version__))); write_table(rows)
 
 

@@ -74,11 +74,14 @@ def test_readme_is_made_from_the_index():
     for target in re.findall(r'\]\((?!https?:|#)([^)\s]+)\)', readme()): assert (ROOT/target).exists(), target
 
 
-def test_recipe_table_is_made_from_its_rows(monkeypatch):
+def test_recipe_tables_are_made_from_their_rows(monkeypatch):
     monkeypatch.setenv('TQDM_DISABLE', ''); monkeypatch.syspath_prepend(str(ROOT/'bench')); import recipe
     rows = json.loads((ROOT/'ldm_nb'/'results'/'recipe.json').read_text())['rows']
     assert f'<!-- table -->\n{recipe.table(rows)}\n<!-- end -->' in (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8'), 'run python bench/recipe.py'
     assert {r['name'] for r in rows} <= set(recipe.VARIANTS)
+    import steps
+    rows = json.loads((ROOT/'bench'/'steps.json').read_text())['rows']
+    assert f'<!-- steps -->\n{steps.table(rows)}\n<!-- end of steps -->' in (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8'), 'run python bench/steps.py'
 
 
 def test_one_version():
