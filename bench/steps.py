@@ -1,7 +1,8 @@
-"""How few steps the sampler needs: python bench/steps.py [--model fashion] [--seeds 3]   (four minutes on 2 cores)
+"""How few steps the sampler needs: python bench/steps.py [--model fashion] [--seeds 3]   (three minutes on 2 cores)
 
 The shipped model, sampled as `sample` does by default (autoguidance 3) with fewer steps and with more, judged as in peers.py (EfficientNet-Lite0,
-500 samples, 128 leading directions of the test split); mean over seeds, and standard deviation. Writes bench/steps.json and the table in RECIPE.md.
+500 samples, 128 leading directions of the test split); mean over seeds, and standard deviation. Writes bench/steps.json and the table in RECIPE.md;
+with --out that file only.
 """
 import argparse, os, time
 from pathlib import Path
@@ -34,6 +35,7 @@ def main():
                 if k in row: row[k].append(v)
             print(seed, n, *(f'{row[k][-1]:.0f}' for k in list(row)[1:]), flush=True)
     write_json(args.out, dict(command='python bench/steps.py', rows=list(rows.values()), card=dict(model=args.model, samples=SAMPLES, network='EfficientNet-Lite0, 64 x 64', directions=DIRECTIONS, reference='fashion test, 2000 images', device=str(ldm.device), threads=torch.get_num_threads(), torch=torch.__version__)))
+    if args.out != p.get_default('out'): return
     path = HERE/'RECIPE.md'; head, rest = path.read_text(encoding='utf-8').split('<!-- steps -->')
     path.write_text(f'{head}<!-- steps -->\n{table(list(rows.values()))}\n<!-- end of steps -->{rest.split("<!-- end of steps -->")[1]}', encoding='utf-8')
 
