@@ -1,4 +1,4 @@
-"""The experiments of chapter 06 that take longer than a lesson: python bench/considerations.py [--only latent] [--workers 2]
+"""The experiments of chapter 05 that take longer than a lesson: python bench/considerations.py [--only latent] [--workers 2]
 
 Each row of the result is one training with one seed, on one thread, with the embedded Fashion-MNIST. Rows that are already in
 ldm_nb/results/considerations.json are kept; delete the file to make all of them again (about 80 minutes on 2 cores).

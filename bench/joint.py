@@ -1,4 +1,4 @@
-"""The table of chapter 10: python bench/joint.py [--workers 2]
+"""The table of chapter 09: python bench/joint.py [--workers 2]
 
 For each of three seeds a short two-stage model is trained (400 and 200 steps), and then each method goes on from it for 45 seconds,
 on one thread. The same from a weak autoencoder (40 steps), for the methods whose names begin with "weak". Rows that are in ldm_nb/results/joint.json are kept; delete the file to make all again (a quarter of an hour on 2 cores).

@@ -1,4 +1,4 @@
-"The reverse chain and a learned denoiser against the exact answers of a Gaussian mixture, at full sample count (chapter 05 runs smaller under nbdev_test)."
+"The reverse chain and a learned denoiser against the exact answers of a Gaussian mixture, at full sample count (chapter 04 runs smaller under nbdev_test)."
 import pytest
 import torch
 from torch import nn
