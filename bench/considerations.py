@@ -14,11 +14,12 @@ import torch.nn.functional as F
 
 from ldm_nb.core import PACKAGE, generator, read_json, seed_for, write_json
 from ldm_nb.data import crop_images, fashion_mnist, pad_images
-from ldm_nb.autoencoder import AutoEncoder, cosine_lr, load_classifier, perceptual_distance, psnr
+from ldm_nb.loop import cosine_lr, ema_update, fit
+from ldm_nb.autoencoder import AutoEncoder, load_classifier, perceptual_distance, psnr
 from ldm_nb.vae import VAE, VQVAE, encode_all, kl_divergence, latent_stats, load_autoencoder, reparameterize, vae_loss, vq_loss
 from ldm_nb.forward import Schedule
 from ldm_nb.denoiser import UNet, diffusion_loss, guided, min_snr, sample_chain
-from ldm_nb.training import LatentDiffusion, ema_update, fit
+from ldm_nb.training import LatentDiffusion
 from ldm_nb.evaluation import feature_stats, frechet_distance
 
 OUT = PACKAGE/'results'/'considerations.json'

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ldm_nb.core import read_json, to_uint8, write_json
+from ldm_nb.core import read_json, save_npy, to_uint8, write_json
 from ldm_nb.data import fashion_mnist
-from ldm_nb.evaluation import extract, frechet_distance
-from ldm_nb.training import save_npy
+from ldm_nb.features import extract
+from ldm_nb.evaluation import frechet_distance
 
 BIN = Path(sys.executable).parent
 

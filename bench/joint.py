@@ -16,7 +16,8 @@ from ldm_nb.data import fashion_mnist, pad_images
 from ldm_nb.autoencoder import Classifier, psnr
 from ldm_nb.vae import encode_all, latent_stats
 from ldm_nb.training import RECIPES, LatentDiffusion, train_autoencoder, train_denoiser
-from ldm_nb.evaluation import feature_distance, train_classifier
+from ldm_nb.features import train_classifier
+from ldm_nb.evaluation import feature_distance
 from ldm_nb.joint import CutFeatures, effective_rank, finetune
 
 OUT = PACKAGE/'results'/'joint.json'

@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ldm_nb.core import default_device, generator, image_grid, read_json, write_json
-from ldm_nb.data import batch_indices, crop_images, fashion_mnist, pad_images
-from ldm_nb.evaluation import extract, frechet_distance, kid, kid_error, mean_cov
-from ldm_nb.training import LatentDiffusion, save_png, train_latent_diffusion
+from ldm_nb.core import default_device, generator, image_grid, read_json, save_png, write_json
+from ldm_nb.data import crop_images, fashion_mnist, pad_images
+from ldm_nb.loop import batch_indices
+from ldm_nb.features import extract
+from ldm_nb.evaluation import frechet_distance, kid, kid_error, mean_cov
+from ldm_nb.training import LatentDiffusion, train_latent_diffusion
 
 HERE, DIRECTIONS, DEVICE = Path(__file__).parent, 128, default_device()
 parameters = lambda *nets: sum(p.numel() for net in nets for p in net.parameters())
@@ -34,7 +36,7 @@ parameters = lambda *nets: sum(p.numel() for net in nets for p in net.parameters
 def train(net, loss, seconds, n, batch, lr, warmup, seed, ema=True):
     "The loop of diffusers' `train_unconditional.py`: AdamW, warm-up and cosine (on the clock, since that is the budget), clipping, their EMA."
     from diffusers.training_utils import EMAModel
-    from ldm_nb.autoencoder import cosine_lr
+    from ldm_nb.loop import cosine_lr
     net.to(DEVICE).train(); torch.manual_seed(seed)
     opt = torch.optim.AdamW(net.parameters(), lr=lr, betas=(.95, .999), weight_decay=1e-6, eps=1e-8)
     average = EMAModel(net.parameters(), decay=.9999, use_ema_warmup=True, inv_gamma=1., power=3/4) if ema else None

@@ -19,8 +19,10 @@ from ldm_nb.data import crop_images, fashion_mnist, pad_images
 from ldm_nb.autoencoder import PatchDiscriminator, ResBlock, adaptive_weight, clipped_mse, hinge_loss, load_classifier, perceptual_distance, psnr
 from ldm_nb.vae import VAE, encode_all, kl_divergence, latent_stats, reparameterize, vae_loss
 from ldm_nb.denoiser import DiT, UNet, diffusion_loss
-from ldm_nb.training import RECIPES, LatentDiffusion, fit, train_denoiser
-from ldm_nb.evaluation import memorisation, pixel_features
+from ldm_nb.loop import fit
+from ldm_nb.training import RECIPES, LatentDiffusion, train_denoiser
+from ldm_nb.features import pixel_features
+from ldm_nb.evaluation import memorisation
 from ldm_nb.baselines import GANBlock, conv3, judged, relativistic_losses
 from peers import judge
 

@@ -19,7 +19,8 @@ import torch
 from ldm_nb.baselines import draw, drawing_parameters, train_gan, train_latents, train_pixels
 from ldm_nb.core import PACKAGE, default_device, read_json, write_json
 from ldm_nb.data import fashion_mnist
-from ldm_nb.evaluation import class_logits, extract, measure, memorisation, pixel_features
+from ldm_nb.features import class_logits, extract, pixel_features
+from ldm_nb.evaluation import measure, memorisation
 from ldm_nb.training import Recipe
 
 SEEDS, BUDGETS, SAMPLES = (0, 1, 2), (30, 90), 500

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 from ldm_nb.core import default_device, write_json
 from ldm_nb.denoiser import UNet, diffusion_loss
-from ldm_nb.training import fit
+from ldm_nb.loop import fit
 
 HERE, DEVICE, ROUNDS, STEPS = Path(__file__).parent, default_device(), 10, 6
 parameters = lambda net: sum(p.numel() for p in net.parameters())

@@ -9,8 +9,10 @@ from torch import nn
 
 from ldm_nb.core import InputError, fingerprint, load_tensors, read_json, save_tensors
 from ldm_nb.data import fashion_mnist
+import ldm_nb.loop as l
 import ldm_nb.training as t
-from ldm_nb.training import Checkpoints, fit, train_latent_diffusion
+from ldm_nb.loop import Checkpoints, fit
+from ldm_nb.training import train_latent_diffusion
 
 ENV = os.environ | dict(IN_TEST='1', TQDM_DISABLE='1', OMP_NUM_THREADS='1')
 SERVER = '''
@@ -193,7 +195,7 @@ def test_the_stop_button_of_a_real_notebook_kernel(tmp_path):
 GRADIENTS = '''
 import sys; sys.path.insert(0, {tests!r}); from test_loop import *
 run = train({folder!r}, accumulate=2)
-together = t._accelerator(); together.wait_for_everyone(); together.end_training()
+together = l.get_accelerator(); together.wait_for_everyone(); together.end_training()
 '''
 
 
@@ -210,13 +212,29 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     torch.testing.assert_close(two['history.grad_norm'], one['history.grad_norm'], rtol=1e-5, atol=1e-7)
 
 
-def test_accelerate_launch_two_processes_on_the_cpu(tmp_path):
-    common = ['-m', 'ldm_nb.training', '--steps', '5', '--size', 'smoke']
-    two = launch('accelerate.commands.launch', '--cpu', '--num_processes', '2', *common, '--out', str(tmp_path/'two')); assert two.returncode == 0, two.stderr
-    one = launch(*common[1:], '--accumulate', '2', '--out', str(tmp_path/'one')); assert one.returncode == 0, one.stderr
+def test_torchrun_two_processes_on_the_cpu(tmp_path):
+    common = ['-m', 'ldm_nb.commands', '--steps', '5', '--size', 'smoke']
+    two = launch('torch.distributed.run', '--standalone', '--nproc_per_node', '2', *common, '--out', str(tmp_path/'two'))
+    assert two.returncode == 0, two.stderr
+    one = launch(*common[1:], '--accumulate', '2', '--out', str(tmp_path/'one'))
+    assert one.returncode == 0, one.stderr
     assert [read_json(tmp_path/k/'model'/'card.json')['processes'] for k in ('one', 'two')] == [1, 2]
-    for name, tensors in files(tmp_path/'one').items():                                  # with all their noise: bit for bit
+    for name, tensors in files(tmp_path/'one').items():  # with all their noise: bit for bit
         for k, v in files(tmp_path/'two')[name].items(): assert v.equal(tensors[k]), (name, k)
+
+
+def test_accelerate_launch_on_the_cpu_is_not_one_process_in_silence(tmp_path):
+    "Without MPI it starts one process whatever number it is given: that is an error, and says what to type."
+    common = ['-m', 'ldm_nb.commands', '--steps', '1', '--size', 'smoke', '--out', str(tmp_path/'run')]
+    two = launch('accelerate.commands.launch', '--cpu', '--num_processes', '2', *common)
+    assert two.returncode and 'torchrun --nproc_per_node' in two.stderr and not (tmp_path/'run').exists(), two.stderr
+    one = launch('accelerate.commands.launch', '--cpu', '--num_processes', '1', *common)
+    assert one.returncode == 0 and (tmp_path/'run'/'model'/'config.json').exists(), one.stderr
+
+
+def test_the_old_way_to_train_says_what_to_type():
+    old = launch('ldm_nb.training', '--steps', '1')
+    assert old.returncode and 'python -m ldm_nb.commands' in old.stderr and len(old.stderr.strip().splitlines()) == 1, old.stderr
 
 
 def test_untrained_children_do_not_count():
@@ -246,7 +264,7 @@ def test_nan_in_joint_fine_tuning_is_explained(method):
 
 
 def test_ctrl_c_in_stage_two_of_a_notebook_gives_a_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(t, 'IN_NOTEBOOK', True); fit_ = t.fit
+    monkeypatch.setattr(l, 'IN_NOTEBOOK', True); fit_ = t.fit
     press = lambda k, *_: k == 3 and os.kill(os.getpid(), signal.SIGINT)
     monkeypatch.setattr(t, 'fit', lambda *a, stage, **k: fit_(*a, stage=stage, callback=press if stage == 'denoiser' else None, **k))
     ldm, losses = train_latent_diffusion(fashion_mnist()[:100], tmp_path/'r', steps=6, size='smoke')

@@ -8,8 +8,10 @@ from torch import nn
 
 from ldm_nb.core import InputError, generator, save_tensors
 from ldm_nb.data import download, fashion_mnist
-from ldm_nb.evaluation import (EfficientNetLite0, FeatureStats, bootstrap_error, density_coverage, effnet_features, evaluate, extract, frechet_distance, frechet_error, inception_network,
-                               inception_score, kid, kid_error, kid_subsets, load_effnet, mean_cov, memorisation, metric_name, precision_recall)
+from ldm_nb.features import EfficientNetLite0, FeatureStats, effnet_features, extract, inception_network, load_effnet
+from ldm_nb.evaluation import (bootstrap_error, density_coverage, evaluate, frechet_distance, frechet_error,
+                               inception_score, kid, kid_error, kid_subsets, mean_cov, memorisation, metric_name,
+                               precision_recall)
 
 
 def features(kind, n, d, *key):
@@ -76,7 +78,7 @@ def test_two_processes_see_one_set(tmp_path):
     (tmp_path/'both.py').write_text('''
 import pathlib, torch
 from accelerate import Accelerator
-from ldm_nb.evaluation import FeatureStats, merge_processes
+from ldm_nb.features import FeatureStats, merge_processes
 a = Accelerator(cpu=True); assert a.num_processes == 2
 x = torch.randn(101, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 total = merge_processes(FeatureStats(6).update(x[a.process_index::2]), a)
@@ -202,7 +204,7 @@ def test_inception_is_that_of_torch_fidelity(tmp_path):
     "With random weights: the published ones need the network. Where torch-fidelity cannot be imported (no torchvision that fits) this says so."
     try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except Exception as e: pytest.skip(f'torch-fidelity cannot be imported here: {type(e).__name__}: {e}')
-    import ldm_nb.evaluation as ev
+    import ldm_nb.features as ev
     from unittest.mock import patch
     with patch('torch.load', lambda *a, **k: {}), patch.object(FeatureExtractorInceptionV3, 'load_state_dict', lambda self, s: None): theirs = FeatureExtractorInceptionV3('theirs', ['2048'], feature_extractor_weights_path='none')
     torch.manual_seed(0)

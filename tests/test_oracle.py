@@ -6,7 +6,7 @@ from torch import nn
 from ldm_nb.core import default_device, generator
 from ldm_nb.denoiser import diffusion_loss, mixture_posterior_mean, sample_chain, timestep_embedding
 from ldm_nb.forward import Schedule, to_x0_eps
-from ldm_nb.training import fit
+from ldm_nb.loop import fit
 
 CENTRES, WEIGHTS, STD = torch.tensor([[-1.2, -.7], [1.2, -.7], [0., 1.4]]), torch.tensor([.5, .3, .2]), .15
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ldm_nb.core import PACKAGE
 from ldm_nb.data import fashion_mnist
-from ldm_nb.evaluation import ldm_eval, ldm_train, train_classifier
+from ldm_nb.features import train_classifier
+from ldm_nb.commands import ldm_eval, ldm_train
 from ldm_nb.training import LatentDiffusion
 
 WEIGHTS, RUNS = PACKAGE/'weights', Path('runs')

@@ -1,4 +1,4 @@
-"""Execute the chapters in order at lesson size and keep their outputs: python tools/run_notebooks.py [02_autoencoder ...]
+"""Execute the chapters in order at lesson size and keep their outputs: python tools/run_notebooks.py [01_autoencoder ...]
 
 Each notebook runs in a kernel of its own, from nbs/. If a cell fails, that notebook is left as it was.
 """
@@ -27,7 +27,8 @@ def run(path):
 def main():
     os.environ.setdefault('LDM_SIZE', 'lesson')
     os.environ['TQDM_DISABLE'] = '1'  # bars are for people who wait; on paper they are noise
-    wanted = sys.argv[1:] or [p.stem for p in sorted(NBS.glob('[0-9]*.ipynb'))] + ['index']
+    pages = [*sorted(NBS.glob('[0-9]*_*.ipynb')), *sorted(NBS.glob('a_*.ipynb'))]  # the course, the workshop
+    wanted = sys.argv[1:] or [p.stem for p in pages] + ['index']
     record = Path(__file__).parent.parent/'bench'/'chapters.json'
     for name in wanted:
         seconds = json.loads(record.read_text()) if record.exists() else {}

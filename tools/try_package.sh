@@ -21,7 +21,7 @@ echo 'the installed package works offline'
 # A reader who has the package and one notebook file: every chapter runs top to bottom, alone in a folder, offline.
 "$work/venv/bin/pip" install -q -c "$root/constraints.txt" nbclient ipykernel
 mkdir alone
-for notebook in "$root"/nbs/[0-9]*.ipynb; do
+for notebook in "$root"/nbs/[0-9]*_*.ipynb "$root"/nbs/a_*.ipynb; do
   cp "$notebook" alone/chapter.ipynb
   (cd alone && env LDM_SIZE=smoke OMP_NUM_THREADS=2 TQDM_DISABLE=1 JUPYTER_PATH= HF_HUB_OFFLINE=1 http_proxy=http://127.0.0.1:9 https_proxy=http://127.0.0.1:9 "$work/venv/bin/jupyter-execute" --timeout=600 chapter.ipynb)
   echo "$(basename "$notebook") runs from the package alone"; rm -rf alone/*
