@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['relativistic_losses', 'gradient_penalty', 'judged', 'gan_loss', 'keep_variance', 'conv3', 'conv1', 'GANBlock',
-           'Generator', 'Discriminator', 'GAN', 'velocity_weight', 'PixelDiffusion', 'train_latents', 'gan_rate',
-           'labelled_images', 'train_gan', 'train_pixels', 'drawing_parameters', 'draw', 'count_flops']
+           'Generator', 'Discriminator', 'GAN', 'velocity_weight', 'PixelDiffusion', 'train_latents', 'labelled_images',
+           'gan_rate', 'train_gan', 'train_pixels', 'drawing_parameters', 'draw', 'count_flops']
 
 # %% ../nbs/10_showdown.ipynb #b6fd1862
 import math
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
+
+# %% ../nbs/10_showdown.ipynb #aedaa17a
 from .core import *
 from .data import *
 from .loop import *
@@ -22,170 +24,290 @@ from .denoiser import *
 from .training import *
 
 # %% ../nbs/10_showdown.ipynb #f2a7cfec
-def relativistic_losses(real:Tensor, fake:Tensor)->tuple: # scores (b,); (discriminator's, generator's), scalars
-    "softplus(fake - real) and softplus(real - fake), averaged over pairs (Jolicoeur-Martineau 2019)."
+def relativistic_losses(real:Tensor, # (b,), scores of real data
+                        fake:Tensor  # (b,), scores of made data
+                       )->tuple:     # (discriminator's loss, generator's), scalars
+    """The mean of softplus(fake - real) over pairs, and that of softplus(real - fake).
+
+    (Jolicoeur-Martineau 2019)"""
     return F.softplus(fake - real).mean(), F.softplus(real - fake).mean()
 
 # %% ../nbs/10_showdown.ipynb #94bf9ede
 def gradient_penalty(scores:Tensor, # (b,), of a discriminator
                      x:Tensor       # (b, ...), what was scored; needs a gradient
                     )->Tensor:      # (b,)
-    "Squared length of each score's gradient by its own input, differentiable: R1 on real images, R2 on fake ones (Mescheder et al. 2018)."
-    return torch.autograd.grad(scores.sum(), x, create_graph=True)[0].square().flatten(1).sum(1)
+    """Squared length of each score's gradient by its own input, differentiable.
+
+    R1 on real images, R2 on fake ones (Mescheder et al. 2018)."""
+    slope, = torch.autograd.grad(scores.sum(), x, create_graph=True)
+    return slope.square().flatten(1).sum(1)
 
 # %% ../nbs/10_showdown.ipynb #d1bdae4b
-def judged(discriminator:nn.Module, fake:Tensor, *labels)->Tensor: # (b,)
-    "Scores through which gradients reach the fakes, but not the discriminator's weights."
-    return torch.func.functional_call(discriminator, {k: p.detach() for k, p in discriminator.named_parameters()}, (fake, *labels)).flatten()
+def judged(discriminator:nn.Module,
+           fake:Tensor, # (b, ...)
+           *labels      # (b,), if the discriminator takes them
+          )->Tensor:    # (b,)
+    "Scores through which gradients reach the fakes, not the discriminator's weights."
+    constants = {k: p.detach() for k, p in discriminator.named_parameters()}
+    call = torch.func.functional_call
+    return call(discriminator, constants, (fake, *labels)).flatten()
 
 # %% ../nbs/10_showdown.ipynb #dd97285f
-def gan_loss(gan,           # has `generator` and `discriminator`
-             z:Tensor,      # (b, ...), noise
-             real:Tensor,   # (b, ...), data
-             *labels,       # (b,), if the networks take them
-             gamma=1.,      # weight of both penalties; 0: none
-             share=1.       # of the batch that the penalties are estimated with
-            )->tuple:       # (what is minimised, discriminator's loss, generator's, mean R1 + mean R2), scalars
-    "Both sides of the regularised relativistic loss in one scalar; each weight gets the gradient of its own side only (Huang et al. 2024)."
-    fake = gan.generator(z, *labels); both = torch.cat([real, fake.detach()])
-    a, b = gan.discriminator(both, *(v.repeat(2) for v in labels)).flatten().chunk(2)
-    some = torch.arange(len(both)).view(2, -1)[:, :math.ceil(share*len(z))].flatten(); x = both[some].requires_grad_()
-    penalty = 2*gradient_penalty(gan.discriminator(x, *(v.repeat(2)[some] for v in labels)), x).mean() if gamma else both.new_zeros(())
-    d, g = relativistic_losses(a, b)[0], relativistic_losses(a.detach(), judged(gan.discriminator, fake, *labels))[1]
+def gan_loss(gan,         # has generator and discriminator
+             z:Tensor,    # (b, ...), noise
+             real:Tensor, # (b, ...), data
+             *labels,     # (b,), if the networks take them
+             gamma=1.,    # weight of both penalties; 0: none
+             share=1.     # of the batch that the penalties are estimated with
+            )->tuple:     # scalars: (sum, discriminator's, generator's, R1 + R2)
+    """Both sides of the regularised relativistic loss in one sum (Huang et al. 2024).
+
+    It is d + gamma/2 (R1 + R2) + g. Each weight is moved by its own side only."""
+    fake = gan.generator(z, *labels)
+    both, twice = torch.cat([real, fake.detach()]), [v.repeat(2) for v in labels]
+    a, b = gan.discriminator(both, *twice).flatten().chunk(2)
+    penalty = both.new_zeros(())
+    if gamma:
+        rows = torch.arange(len(both)).view(2, -1)
+        part = rows[:, :math.ceil(share*len(z))].flatten()
+        x = both[part].requires_grad_()
+        scores = gan.discriminator(x, *(v[part] for v in twice))
+        penalty = 2*gradient_penalty(scores, x).mean()
+    d = relativistic_losses(a, b)[0]
+    g = relativistic_losses(a.detach(), judged(gan.discriminator, fake, *labels))[1]
     return d + gamma/2*penalty + g, d, g, penalty
 
 # %% ../nbs/10_showdown.ipynb #b2bca1ea
 def keep_variance(layer, gain=1.): # gain: 1.4 after a leaky ReLU
-    "Weights that keep the variance of their input, times the square of `gain`; bias 0 (He et al. 2015)."
-    nn.init.kaiming_normal_(layer.weight, nonlinearity='linear'); layer.weight.data *= gain; nn.init.zeros_(layer.bias)
+    """Weights that keep the variance of their input, times the square of `gain`.
+
+    Biases become 0 (He et al. 2015)."""
+    nn.init.kaiming_normal_(layer.weight, nonlinearity='linear')
+    layer.weight.data *= gain
+    nn.init.zeros_(layer.bias)
     return layer
+
+# %% ../nbs/10_showdown.ipynb #3c858a46
 def conv3(i, o, gain=1.4): return keep_variance(nn.Conv2d(i, o, 3, padding=1), gain)
 def conv1(i, o): return keep_variance(nn.Conv2d(i, o, 1))
 
 # %% ../nbs/10_showdown.ipynb #d2b3fc97
 class GANBlock(nn.Module):
-    "x + conv(act(conv(act(x)))), without normalisation; the second convolution starts small (after Huang et al. 2024)."
+    """x + conv(act(conv(act(x)))), without normalisation (after Huang et al. 2024).
+
+    The second convolution starts small."""
     def __init__(self, width:int):
-        super().__init__(); self.conv1, self.conv2 = conv3(width, width), conv3(width, width, gain=.4)
-    def forward(self, x): return x + self.conv2(F.leaky_relu(self.conv1(F.leaky_relu(x, .2)), .2))
+        super().__init__()
+        self.conv1, self.conv2 = conv3(width, width), conv3(width, width, gain=.4)
+    def forward(self, x):
+        "(b, width, h, w) -> the same shape."
+        inner = self.conv1(F.leaky_relu(x, .2))
+        return x + self.conv2(F.leaky_relu(inner, .2))
 
 # %% ../nbs/10_showdown.ipynb #87bfa8a4
 class Generator(nn.Module):
-    "Noise (b, z_dim) and labels (b,) -> images (b, c, side, side), side = 4*2**len(widths): every width after the first doubles it, and so does the end."
-    def __init__(self, num_classes=10, widths=(208, 128, 48), z_dim=64, image_channels=1):
-        super().__init__(); self.z_dim, self.width = z_dim, widths[0]
-        self.label, self.first = nn.Embedding(num_classes, z_dim), keep_variance(nn.Linear(2*z_dim, 16*widths[0]))
-        double = lambda: nn.Upsample(scale_factor=2., mode='bilinear')
-        levels = [[*([double(), conv1(widths[i-1], w)] if i else []), GANBlock(w)] for i, w in enumerate(widths)]
-        self.body = nn.Sequential(*sum(levels, []), double(), conv3(widths[-1], 16), nn.LeakyReLU(.2), conv3(16, image_channels, gain=.4))
-    def forward(self, z, labels): return self.body(self.first(torch.cat([z, self.label(labels)], 1)).view(len(z), self.width, 4, 4))
+    """Noise and labels -> images of side 4*2**len(widths).
+
+    Every width after the first doubles the side, and so does the end."""
+    def __init__(self, num_classes=10, widths=(208, 128, 48), z_dim=64,
+                 image_channels=1):
+        super().__init__()
+        self.z_dim, self.width = z_dim, widths[0]
+        self.label = nn.Embedding(num_classes, z_dim)
+        self.first = keep_variance(nn.Linear(2*z_dim, 16*widths[0]))
+        def double(): return nn.Upsample(scale_factor=2., mode='bilinear')
+        levels = [GANBlock(widths[0])]
+        for i, o in zip(widths, widths[1:]):
+            levels += [double(), conv1(i, o), GANBlock(o)]
+        end = [conv3(widths[-1], 16), nn.LeakyReLU(.2),
+               conv3(16, image_channels, gain=.4)]
+        self.body = nn.Sequential(*levels, double(), *end)
+    def forward(self, z, labels):
+        "Noise (b, z_dim) and labels (b,) -> images (b, c, side, side)."
+        x = self.first(torch.cat([z, self.label(labels)], 1))
+        return self.body(x.view(len(z), self.width, 4, 4))
 
 # %% ../nbs/10_showdown.ipynb #ce04137b
 class Discriminator(nn.Module):
-    "Images (b, c, side, side) and labels (b,) -> scores (b,); the mirror image of a generator."
+    "Images and labels -> scores; the mirror image of a generator."
     def __init__(self, num_classes=10, widths=(96, 64, 32), image_channels=1):
-        super().__init__(); widths = widths[::-1]; last = widths[-1]
-        levels = [[*([conv1(widths[i-1], w)] if i else []), GANBlock(w), nn.AvgPool2d(2) if i < len(widths) - 1 else nn.LeakyReLU(.2)] for i, w in enumerate(widths)]
-        self.body = nn.Sequential(conv3(image_channels, 16), nn.LeakyReLU(.2), conv3(16, widths[0]), nn.AvgPool2d(2), *sum(levels, []), keep_variance(nn.Conv2d(last, last, 4, groups=last)), nn.Flatten())
-        self.score, self.label = keep_variance(nn.Linear(last, 1), .3), nn.Embedding(num_classes, last)
-    def forward(self, x, labels): h = self.body(x); return self.score(h)[:, 0] + (h*self.label(labels)).mean(1)*h.shape[1]**.5
+        super().__init__()
+        rising, last = widths[::-1], widths[0]
+        levels = [GANBlock(rising[0])]
+        for i, o in zip(rising, rising[1:]):
+            levels += [nn.AvgPool2d(2), conv1(i, o), GANBlock(o)]
+        self.body = nn.Sequential(
+            conv3(image_channels, 16), nn.LeakyReLU(.2), conv3(16, rising[0]),
+            nn.AvgPool2d(2), *levels, nn.LeakyReLU(.2),
+            keep_variance(nn.Conv2d(last, last, 4, groups=last)), nn.Flatten())
+        self.score = keep_variance(nn.Linear(last, 1), .3)
+        self.label = nn.Embedding(num_classes, last)
+    def forward(self, x, labels):
+        "Images (b, c, side, side) and labels (b,) -> scores (b,)."
+        h = self.body(x)
+        fits = (h*self.label(labels)).mean(1)*h.shape[1]**.5
+        return self.score(h)[:, 0] + fits
 
 # %% ../nbs/10_showdown.ipynb #bcbd915e
 class GAN(nn.Module):
     "Generator and discriminator."
     def __init__(self, image_size=(28, 28), num_classes=10, image_channels=1):
-        super().__init__(); self.image_size, self.num_classes = tuple(image_size), num_classes
-        self.generator, self.discriminator = Generator(num_classes, image_channels=image_channels), Discriminator(num_classes, image_channels=image_channels)
+        super().__init__()
+        self.image_size, self.num_classes = tuple(image_size), num_classes
+        self.generator = Generator(num_classes, image_channels=image_channels)
+        self.discriminator = Discriminator(num_classes, image_channels=image_channels)
     @torch.no_grad()
-    def sample(self, n, seed=0, batch_size=250): # classes in turn -> (n, c, h, w) in [-1, 1], on the CPU
-        z, y, device = torch.randn(n, self.generator.z_dim, generator=generator(seed, 'sample')), torch.arange(n) % self.num_classes, next(self.parameters()).device
-        made = [self.generator(part.to(device), labels.to(device)).clamp(-1, 1).cpu() for part, labels in zip(z.split(batch_size), y.split(batch_size))]
+    def sample(self, n, seed=0, batch_size=250):
+        "Classes in turn -> (n, c, h, w) in [-1, 1], on the CPU."
+        z = torch.randn(n, self.generator.z_dim, generator=generator(seed, 'sample'))
+        y = torch.arange(n) % self.num_classes
+        device = next(self.parameters()).device
+        made = []
+        for part, labels in zip(z.split(batch_size), y.split(batch_size)):
+            x = self.generator(part.to(device), labels.to(device))
+            made.append(x.clamp(-1, 1).cpu())
         return crop_images(torch.cat(made), self.image_size)
 
 # %% ../nbs/10_showdown.ipynb #4978b50d
-def velocity_weight(snr:Tensor, least=.05)->Tensor:
-    "Weight on the squared error of x_0 that makes it the flow's: 1/sigma^2 on the straight line, sigma at least `least` (Li and He 2025)."
+def velocity_weight(snr:Tensor,
+                    least=.05 # smallest sigma that is divided by
+                   )->Tensor:
+    """Weight on the squared error of x_0 that makes it the flow's (Li and He 2025).
+
+    That is 1/sigma^2 on the straight line."""
     return (1 + snr.sqrt()).square().clamp(max=least**-2)
 
 # %% ../nbs/10_showdown.ipynb #93cb852d
 class PixelDiffusion(nn.Module):
     "A denoiser of pixels: what `LatentDiffusion` is, without an autoencoder."
     guidances = LatentDiffusion.guidances
-    def __init__(self, net, image_size=(28, 28), shape=(1, 32, 32), prediction_type='flow_prediction', guide=None):
-        super().__init__(); self.ema, self.guide, self.image_size, self.shape, self.prediction_type, self.schedule = net, guide, tuple(image_size), tuple(shape), prediction_type, Schedule('flow')
+    def __init__(self, net, image_size=(28, 28), shape=(1, 32, 32),
+                 prediction_type='flow_prediction', guide=None):
+        super().__init__()
+        self.ema, self.guide = net, guide
+        self.image_size, self.shape = tuple(image_size), tuple(shape)
+        self.prediction_type, self.schedule = prediction_type, Schedule('flow')
     @torch.no_grad()
-    def sample(self, n, guidance=None, steps=15, seed=0, batch_size=250, autoguidance=None): # classes in turn -> (n, c, h, w) in [-1, 1], on the CPU
-        x, y, device, out = torch.randn(n, *self.shape, generator=generator(seed, 'sample')), torch.arange(n) % self.ema.num_classes, next(self.parameters()).device, []
+    def sample(self, n, guidance=None, steps=15, seed=0, batch_size=250,
+               autoguidance=None):
+        "Classes in turn -> (n, c, h, w) in [-1, 1], on the CPU."
+        x = torch.randn(n, *self.shape, generator=generator(seed, 'sample'))
+        y = torch.arange(n) % self.ema.num_classes
+        device = next(self.parameters()).device
         guidance, autoguidance = self.guidances(guidance, autoguidance)
+        made = []
         for part, labels in zip(x.split(batch_size), y.split(batch_size)):
-            denoise = guided(self.ema, labels.to(device), self.schedule, self.prediction_type, guidance, self.guide, autoguidance)
-            out.append(sample_chain(denoise, part.to(device), self.schedule, steps).clamp(-1, 1).cpu())
-        return crop_images(torch.cat(out), self.image_size)
+            denoise = guided(self.ema, labels.to(device), self.schedule,
+                             self.prediction_type, guidance, self.guide, autoguidance)
+            x0 = sample_chain(denoise, part.to(device), self.schedule, steps)
+            made.append(x0.clamp(-1, 1).cpu())
+        return crop_images(torch.cat(made), self.image_size)
 
 # %% ../nbs/10_showdown.ipynb #cdad2958
-def train_latents(data:ImageData, seconds:float, out, # a new folder
+def train_latents(data:ImageData, seconds:float,
+                  out, # a new folder
                   seed=0, recipe=Recipe())->LatentDiffusion:
-    "Both stages of chapter 05 in one budget. Beside the model's own methods: `steps`, of the denoiser."
-    model, losses = train_latent_diffusion(data, out, minutes=seconds/60, seed=seed, recipe=recipe)
+    "Both stages of chapter 05 in one budget. The model's `steps` are its denoiser's."
+    model, losses = train_latent_diffusion(data, out, minutes=seconds/60, seed=seed,
+                                           recipe=recipe)
     model.steps = len(losses['denoiser'])
     return model
+
+# %% ../nbs/10_showdown.ipynb #450795e2
+def labelled_images(data:ImageData, side=32)->Tensor: # (n, c, side, side)
+    "The padded images. `InputError` unless they have classes and fit into `side`."
+    if not data.classes:
+        raise InputError('the rivals draw classes, and these images have none: '
+                         'give a folder with one subfolder for each class')
+    h, w = data.images.shape[-2:]
+    if max(h, w) > side:
+        raise InputError(f'images are {h} x {w}, the rivals draw {side} x {side} at '
+                         'most: make them smaller')
+    return pad_images(data.images, side)
 
 # %% ../nbs/10_showdown.ipynb #c439b772
 def gan_rate(progress:float, step:int)->float:
     "Warm-up over 100 steps, then half a cosine down to a tenth."
     return min(1., (step + 1)/100)*(.55 + .45*math.cos(math.pi*progress))
 
-# %% ../nbs/10_showdown.ipynb #450795e2
-def labelled_images(data:ImageData, side=32)->Tensor: # (n, c, side, side)
-    "The padded images. `InputError` unless they have classes and fit into `side`: the rivals are built for that."
-    if not data.classes: raise InputError('the rivals draw classes, and these images have none: give a folder with one subfolder for each class')
-    if max(data.images.shape[-2:]) > side: raise InputError(f'images are {data.images.shape[-2]} x {data.images.shape[-1]}, the rivals draw {side} x {side} at most: make them smaller')
-    return pad_images(data.images, side)
-
 # %% ../nbs/10_showdown.ipynb #50c2b174
-def train_gan(data:ImageData, seconds:float, out=None, # a folder for checkpoints
+def train_gan(data:ImageData, seconds:float,
+              out=None, # a folder for checkpoints
               seed=0, batch_size=16, lr=5e-4, gamma=20., share=.25)->GAN:
-    "The regularised relativistic GAN: Adam without momentum, running average of the weights (Huang et al. 2024). `steps` is their number."
-    torch.manual_seed(seed_for(seed, 'gan')); device, x = default_device(), labelled_images(data)
+    """The regularised relativistic GAN (Huang et al. 2024).
+
+    Adam without momentum, running average of the weights. The number of training steps
+    is kept as `steps`."""
+    torch.manual_seed(seed_for(seed, 'gan'))
+    device, x = default_device(), labelled_images(data)
     gan = GAN(data.images.shape[-2:], len(data.classes), x.shape[1])
     def loss(model, i):
-        real = x[i].to(device)
-        return gan_loss(model, torch.randn(len(i), model.generator.z_dim).to(device), real, data.labels[i].to(device), gamma=gamma, share=share)
-    run = fit(gan, loss, len(x), batch_size, lr, seconds=seconds, seed=seed, stage='GAN', ema_decay=.998, lr_schedule=gan_rate, clip=math.inf, betas=(0., .99), checkpoint=out)
+        real, labels = x[i].to(device), data.labels[i].to(device)
+        z = torch.randn(len(i), model.generator.z_dim).to(device)
+        return gan_loss(model, z, real, labels, gamma=gamma, share=share)
+    run = fit(gan, loss, len(x), batch_size, lr, seconds=seconds, seed=seed,
+              stage='GAN', ema_decay=.998, lr_schedule=gan_rate, clip=math.inf,
+              betas=(0., .99), checkpoint=out)
     run['ema'].steps = len(run['losses'])
     return run['ema']
 
 # %% ../nbs/10_showdown.ipynb #33c3708c
-def train_pixels(data:ImageData, seconds:float, out=None, # a folder for checkpoints
-                 seed=0, net='unet', # or patches
-                 batch_size=16, lr=1e-3, label_dropout=.1, guide_at=.35)->PixelDiffusion:
-    "Diffusion on pixels: a U-Net that predicts the flow, or a transformer on patches of 4 x 4 that predicts the data. `steps` is their number."
-    if net not in ('unet', 'patches'): raise InputError(f"net is {net!r}: choose unet or patches")
-    torch.manual_seed(seed_for(seed, net)); device, x, k = default_device(), labelled_images(data), len(data.classes)
-    model = UNet(x.shape[1], (32, 64, 96), num_classes=k, emb_dim=240) if net == 'unet' else DiT(x.shape[1], depth=5, patch_size=4, num_classes=k)
-    prediction, weighting = ('flow_prediction', None) if net == 'unet' else ('sample', velocity_weight)
+def train_pixels(data:ImageData, seconds:float,
+                 out=None,   # a folder for checkpoints
+                 seed=0,
+                 net='unet', # predicts the flow; or patches, which predicts the data
+                 batch_size=16, lr=1e-3, label_dropout=.1, guide_at=.35
+                )->PixelDiffusion:
+    """Diffusion on pixels: a U-Net, or a transformer on patches of 4 x 4.
+
+    The number of training steps is kept as `steps`."""
+    if net not in ('unet', 'patches'):
+        raise InputError(f"net is {net!r}: choose unet or patches")
+    torch.manual_seed(seed_for(seed, net))
+    device, x, k = default_device(), labelled_images(data), len(data.classes)
+    if net == 'unet':
+        model = UNet(x.shape[1], (32, 64, 96), num_classes=k, emb_dim=240)
+        prediction, weighting = 'flow_prediction', None
+    else:
+        model = DiT(x.shape[1], depth=5, patch_size=4, num_classes=k)
+        prediction, weighting = 'sample', velocity_weight
     def loss(model, i):
-        y = data.labels[i].where(torch.rand(len(i)) >= label_dropout, k).to(device)
-        return diffusion_loss(model, x[i].to(device), y, prediction_type=prediction, weighting=weighting)
-    run = fit(model, loss, len(x), batch_size, lr, seconds=seconds, seed=seed, stage=f'pixels, {net}', ema_decay=.995, guide_at=guide_at, checkpoint=out)
-    result = PixelDiffusion(run['ema'], data.images.shape[-2:], x.shape[1:], prediction, run['guide']); result.steps = len(run['losses'])
+        kept = torch.rand(len(i)) >= label_dropout
+        y = data.labels[i].where(kept, k).to(device)
+        return diffusion_loss(model, x[i].to(device), y, prediction_type=prediction,
+                              weighting=weighting)
+    run = fit(model, loss, len(x), batch_size, lr, seconds=seconds, seed=seed,
+              stage=f'pixels, {net}', ema_decay=.995, guide_at=guide_at, checkpoint=out)
+    result = PixelDiffusion(run['ema'], data.images.shape[-2:], x.shape[1:], prediction,
+                            run['guide'])
+    result.steps = len(run['losses'])
     return result
 
 # %% ../nbs/10_showdown.ipynb #dbcf1e2d
 def drawing_parameters(model)->int:
-    "How many parameters work when a picture is drawn: generator, denoiser, or decoder and denoiser."
-    parts = [model.generator] if isinstance(model, GAN) else [model.ema] + ([model.autoencoder.decoder] if isinstance(model, LatentDiffusion) else [])
+    """How many parameters work when a picture is drawn.
+
+    Those of the generator, of the denoiser, or of decoder and denoiser."""
+    parts = [model.generator] if isinstance(model, GAN) else [model.ema]
+    if isinstance(model, LatentDiffusion):
+        parts.append(model.autoencoder.decoder)
     return sum(p.numel() for part in parts for p in part.parameters())
 
 # %% ../nbs/10_showdown.ipynb #d005ea9b
-def draw(model, n:int, seed=0, guidance=2., **kwargs)->Tensor: # (n, c, h, w) in [-1, 1], on the CPU
-    "Samples of any contestant, the classes in turn; a GAN has no guidance. `kwargs` are the denoisers': `autoguidance` (then with `guidance=1`), `steps`."
-    return model.sample(n, seed=seed, **({} if isinstance(model, GAN) else dict(guidance=guidance) | kwargs))
+def draw(model, n:int, seed=0,
+         guidance=2., # of the denoisers; a GAN has none
+         **kwargs     # the denoisers' autoguidance (then with guidance=1) and steps
+        )->Tensor:    # (n, c, h, w) in [-1, 1], on the CPU
+    "Samples of any contestant, the classes in turn."
+    if isinstance(model, GAN):
+        return model.sample(n, seed=seed)
+    return model.sample(n, seed=seed, guidance=guidance, **kwargs)
 
 # %% ../nbs/10_showdown.ipynb #c6e349d3
 def count_flops(f)->int:
-    "Floating-point operations of matrix products and convolutions while `f()` runs; a multiplication and an addition count as two."
+    "Operations of matrix products and convolutions in `f()`. A multiply-add is two."
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH): f() # the counter knows no formula for the CPU's fused attention
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        f()
     return counter.get_total_flops()

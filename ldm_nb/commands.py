@@ -22,143 +22,275 @@ from .evaluation import *
 
 # %% ../nbs/a_commands.ipynb #b786a146
 def command(func):
-    "Decorator: a shell command made of `func`'s signature; bad input is answered by one line and exit code 2."
+    """Decorator: a shell command made of `func`'s signature.
+
+    Bad input is answered by one line and exit code 2.
+    """
+    def say(text):
+        print(f'{func.__name__}: {text}', file=sys.stderr)
+    def say_warning(message, *_):
+        say(f'warning: {message}')
     @wraps(func)
     def run(*args, **kwargs):
-        if not is_cli(shell): return func(*args, **kwargs)
-        warnings.showwarning = lambda message, *_: print(f'{func.__name__}: warning: {message}', file=sys.stderr)
-        try: func(*args, **kwargs)
-        except (InputError, OSError) as e: print(f'{func.__name__}: {e}', file=sys.stderr); sys.exit(2)
-        except KeyboardInterrupt as e: print(f'{func.__name__}: stopped' + (f' ({e})' if str(e) else ''), file=sys.stderr); sys.exit(130)
+        if not is_cli(shell):
+            return func(*args, **kwargs)
+        warnings.showwarning = say_warning
+        try:
+            func(*args, **kwargs)
+        except (InputError, OSError) as e:
+            say(e)
+            sys.exit(2)
+        except KeyboardInterrupt as e:
+            say('stopped' + (f' ({e})' if str(e) else ''))
+            sys.exit(130)
     shell = call_parse(run)
     return shell
 
 # %% ../nbs/a_commands.ipynb #4778c11a
 @command
-def ldm_sample(model:str,             # a folder, a shipped name (fashion) or a Hub id
-               n:int=16,              # images to draw
-               label:str=None,        # class, by name or number; by default all in turn
-               guidance:float=None,   # 0 ignores labels, 1 follows them, more exaggerates them
-               steps:int=15,          # of the sampler
-               seed:int=0,            # the same seed, the same images
+def ldm_sample(model:str, # a folder, a shipped name (fashion) or a Hub id
+               n:int=16,  # images to draw
+               label:str=None, # class, by name or number; by default all in turn
+               # 0 ignores labels, 1 follows them, more exaggerates them
+               guidance:float=None,
+               steps:int=15, # of the sampler
+               seed:int=0,   # the same seed, the same images
                out:str='samples.png', # picture of all images
-               npy:str=None,          # also write the images as uint8 array (n, h, w) or (n, h, w, c)
-               autoguidance:float=None): # more than 1: away from the model's early self (default 3, or guidance 2 where there is none)
+               # also write the images as uint8 array (n, h, w) or (n, h, w, c)
+               npy:str=None,
+               # more than 1: away from the model's early self
+               # (default 3, or guidance 2 where there is none)
+               autoguidance:float=None):
     "Draw images from a trained latent diffusion model."
     ldm = LatentDiffusion.from_pretrained(model)
-    if label and not label.isdigit() and label not in ldm.classes: raise InputError(f'label is {label!r}: choose one of {", ".join(ldm.classes)} or its number')
-    y = None if not label else ldm.classes.index(label) if label in ldm.classes else int(label)
-    images = ldm.sample(n, y, guidance, steps, seed, progress=True, autoguidance=autoguidance)
-    save_png(out, image_grid(images)); print(f'{n} images: {out}')
-    if npy: save_npy(npy, to_uint8(images)); print(f'as an array: {npy}')
+    if label and not label.isdigit() and label not in ldm.classes:
+        raise InputError(f'label is {label!r}: choose one of {", ".join(ldm.classes)} '
+                         'or its number')
+    y = None
+    if label:
+        y = ldm.classes.index(label) if label in ldm.classes else int(label)
+    images = ldm.sample(n, y, guidance, steps, seed, progress=True,
+                        autoguidance=autoguidance)
+    save_png(out, image_grid(images))
+    print(f'{n} images: {out}')
+    if npy:
+        save_npy(npy, to_uint8(images))
+        print(f'as an array: {npy}')
 
 # %% ../nbs/a_commands.ipynb #c10b695a
 def _train_and_report(data, out, minutes, steps, size, seed, resume, pixels=32, n=500):
-    "Train both stages and leave model/, samples.png, samples.npy, losses.png and report.json in `out`."
-    if size and size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
-    size = size or default_size(); out = Path(out)
-    if minutes is None and steps is None: minutes, steps = dict(smoke=(None, 20), lesson=(5, None), full=(60, None))[size]
+    "Train both stages, leave the model, pictures and report.json in `out`."
+    if size and size not in SIZES:
+        raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
+    size, out = size or default_size(), Path(out)
+    if minutes is None and steps is None:
+        budgets = dict(smoke=(None, 20), lesson=(5, None), full=(60, None))
+        minutes, steps = budgets[size]
     train, test = load_data(data, pixels)
-    if train.note: print(f'{data}: {train.note}')
-    print(f'{data}: {len(train):,} training and {len(test):,} test images of {train.images.shape[2]} x {train.images.shape[3]}, {train.images.shape[1]} channel(s), {len(train.classes)} classes; device {default_device()}')
+    _print_data(data, train, test)
     ldm, losses = train_latent_diffusion(train, out, minutes, steps, size, seed, resume)
     figures, images = report(ldm, train, test, n)
-    save_png(out/'samples.png', image_grid(images[:100], 10)); save_npy(out/'samples.npy', to_uint8(images))
-    with atomic_path(out/'losses.png') as p: plot_losses(losses).savefig(p, format='png')
-    write_json(out/'report.json', figures); print_report(figures); print(f'written to {out}: model/ samples.png samples.npy losses.png report.json')
+    save_png(out/'samples.png', image_grid(images[:100], 10))
+    save_npy(out/'samples.npy', to_uint8(images))
+    with atomic_path(out/'losses.png') as p:
+        plot_losses(losses).savefig(p, format='png')
+    write_json(out/'report.json', figures)
+    print_report(figures)
+    print(f'written to {out}: model/ samples.png samples.npy losses.png report.json')
     return figures
+
+# %% ../nbs/a_commands.ipynb #29cc3d50
+def _print_data(name, train, test):
+    "What a run trains on, and where."
+    if train.note:
+        print(f'{name}: {train.note}')
+    c, h, w = train.images.shape[1:]
+    print(f'{name}: {len(train):,} training and {len(test):,} test images '
+          f'of {h} x {w}, {c} channel(s), '
+          f'{len(train.classes)} classes; device {default_device()}')
 
 # %% ../nbs/a_commands.ipynb #7928af55
 @command
-def ldm_train(data:str='fashion',     # fashion, fashion-full or a folder of images
-              out:str='runs/ldm',     # new folder for the results, or that of a run to resume
-              minutes:float=None,     # wall-clock budget of both stages together
-              steps:int=None,         # instead of minutes: steps of each stage, for a repeatable run
-              size:str=None,          # smoke, lesson or full: how big the networks are (default: LDM_SIZE or lesson)
-              pixels:int=32,          # a side, to which the images of a folder are cut and resized
-              seed:int=0,             # the same seed and steps, the same model
-              resume:bool=False):     # continue a run that was interrupted
+def ldm_train(data:str='fashion', # fashion, fashion-full or a folder of images
+              # new folder for the results, or that of a run to resume
+              out:str='runs/ldm',
+              minutes:float=None, # wall-clock budget of both stages together
+              # instead of minutes: steps of each stage, for a repeatable run
+              steps:int=None,
+              # smoke, lesson or full: how big the networks are
+              # (default: LDM_SIZE or lesson)
+              size:str=None,
+              # a side, to which the images of a folder are cut and resized
+              pixels:int=32,
+              seed:int=0, # the same seed and steps, the same model
+              resume:bool=False): # continue a run that was interrupted
     "Train a latent diffusion model, sample from it and evaluate it."
     return _train_and_report(data, out, minutes, steps, size, seed, resume, pixels)
 
 # %% ../nbs/a_commands.ipynb #0a0ad08f
 @command
-def ldm_demo(out:str='runs/demo',  # new folder for the results
-             minutes:float=None,   # wall-clock budget of both stages together (default: 5 at lesson size)
-             size:str=None,        # smoke, lesson or full (default: LDM_SIZE or lesson)
-             seed:int=0):          # for data order, weights and samples
-    "From nothing to clothes: train both stages on the embedded Fashion-MNIST, draw 500 samples, evaluate them."
-    return _train_and_report('fashion', out, minutes, None, size, seed, False)
+def ldm_demo(out:str='runs/demo', # new folder for the results
+             # wall-clock budget of both stages together (default: 5 at lesson size)
+             minutes:float=None,
+             # instead of minutes: steps of each stage, for a repeatable run
+             steps:int=None,
+             size:str=None, # smoke, lesson or full (default: LDM_SIZE or lesson)
+             seed:int=0):   # for data order, weights and samples
+    "Train on the embedded Fashion-MNIST, draw 500 samples, evaluate them."
+    return _train_and_report('fashion', out, minutes, steps, size, seed, False)
 
 # %% ../nbs/a_commands.ipynb #7a421584
-def _array_batches(path, batch_size=250): # (images, h, w, c), and a generator of (b, c, h, w)
-    "A `.npy` of uint8 images, read from the disk batch by batch."
-    try: array = np.load(path, mmap_mode='r', allow_pickle=False)
-    except Exception as e: raise InputError(f'{path} cannot be read as an array ({e})') from None
-    if not isinstance(array, np.ndarray): raise InputError(f'{path} is an archive of arrays: expected one array, written by np.save')
+def _array_batches(path, batch_size=250):
+    """A `.npy` of uint8 images, read from the disk batch by batch.
+
+    Returns the shape (images, h, w, c), and a generator of (b, c, h, w).
+    """
+    try:
+        array = np.load(path, mmap_mode='r', allow_pickle=False)
+    except Exception as e:
+        raise InputError(f'{path} cannot be read as an array ({e})') from None
+    if not isinstance(array, np.ndarray):
+        raise InputError(f'{path} is an archive of arrays: '
+                         'expected one array, written by np.save')
     shape = (*array.shape, 1)[:4] if array.ndim in (3, 4) else array.shape
-    if len(shape) != 4 or shape[3] not in (1, 3): raise InputError(f'{path} holds an array of shape {array.shape}: expected (n, h, w), (n, h, w, 1) or (n, h, w, 3)')
-    parts = lambda: (array[i:i+batch_size] for i in range(0, len(array), batch_size))
-    if array.dtype.kind == 'f' and not all(np.isfinite(part).all() for part in parts()): raise InputError(f'{path} holds NaN or Inf, and floats: expected uint8 images, finite ones (to_uint8 makes them of images in [-1, 1])')
-    if array.dtype != np.uint8: raise InputError(f'{path} holds {array.dtype}: expected uint8, 0 to 255 (to_uint8 makes that of images in [-1, 1])')
-    if len(array) and max(part.max() for part in parts()) <= 1: raise InputError(f'{path} holds only 0 and 1: expected 0 to 255')
+    if len(shape) != 4 or shape[3] not in (1, 3):
+        raise InputError(f'{path} holds an array of shape {array.shape}: '
+                         'expected (n, h, w), (n, h, w, 1) or (n, h, w, 3)')
+    def parts():
+        return (array[i:i+batch_size] for i in range(0, len(array), batch_size))
+    if array.dtype.kind == 'f' and not all(np.isfinite(part).all() for part in parts()):
+        raise InputError(f'{path} holds NaN or Inf, and floats: expected uint8 images, '
+                         'finite ones (to_uint8 makes them of images in [-1, 1])')
+    if array.dtype != np.uint8:
+        raise InputError(f'{path} holds {array.dtype}: expected uint8, 0 to 255 '
+                         '(to_uint8 makes that of images in [-1, 1])')
+    if len(array) and max(part.max() for part in parts()) <= 1:
+        raise InputError(f'{path} holds only 0 and 1: expected 0 to 255')
     return shape, (from_uint8(np.array(part)) for part in parts())
 
 # %% ../nbs/a_commands.ipynb #a0ae3317
-def _folder_batches(path, channels, side, batch_size=250): # a generator of (b, c, side, side)
-    "The images of a folder, read batch by batch; warns if they had to be resized."
+def _folder_batches(path, channels, side, batch_size=250):
+    """The images of a folder, read batch by batch: a generator of (b, c, side, side).
+
+    Warns if they had to be resized.
+    """
     files, mode, warned = image_files(path), {1: 'L', 3: 'RGB'}[channels], False
     for i in range(0, len(files), batch_size):
         squares = []
         for f in files[i:i+batch_size]:
             picture = open_image(f)
-            if not warned and picture.size != (side, side): warned = True; warnings.warn(f'{f} has {picture.size[0]} x {picture.size[1]} pixels: images are cut and resized to {side} x {side}, and resizing changes every distance')
+            if not warned and picture.size != (side, side):
+                warned = True
+                w, h = picture.size
+                warnings.warn(f'{f} has {w} x {h} pixels: images are cut and resized '
+                              f'to {side} x {side}, and '
+                              'resizing changes every distance')
             squares.append(np.asarray(square_image(picture, side).convert(mode)))
-        yield from_uint8(np.stack(squares).reshape(len(squares), side, side, channels))
+        shape = len(squares), side, side, channels
+        yield from_uint8(np.stack(squares).reshape(shape))
+
+# %% ../nbs/a_commands.ipynb #ca837ae8
+def _measure_files(what, data, features, seed):
+    "The figures of images in an array or a folder."
+    if is_array := what.endswith('.npy'):
+        shape, batches = _array_batches(what)
+    else:
+        first = open_image(image_files(what)[0])
+        shape, batches = (None, *first.size[::-1], None), None
+    train, test = load_data(data, min(shape[1:3]), held_out=.5)
+    _, c, h, w = test.images.shape
+    size = open_image(image_files(data)[0]).size if Path(data).is_dir() else (w, h)
+    if size != (w, h):
+        warnings.warn(f'images of {size[0]} x {size[1]} in {data} are cut and resized '
+                      f'to {w} x {h}, the size of those in {what}: '
+                      'resizing changes every distance')
+    if is_array and (h, w, c) != shape[1:]:
+        raise InputError(f'{what} holds images of {shape[1]} x {shape[2]} x '
+                         f'{shape[3]}, {data} has {h} x {w} x {c} '
+                         '(height, width, channels): they must agree')
+    batches = batches or _folder_batches(what, c, h)
+    features = features or default_features(test)
+    result = evaluate(batches, test, train, None, features, seed=seed, progress=True)
+    if not result['metrics']:
+        raise InputError(f'{what}: {result["note"]}')
+    return result
 
 # %% ../nbs/a_commands.ipynb #bab6fa79
 @command
-def ldm_eval(what:str,                   # FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images, or a model: its folder, shipped name, Hub id
-             data:str='fashion',         # what it is held against: fashion, fashion-full or a folder
-             features:str=None,          # feature network: classifier, effnet, inception or pixels (default: what suits the data)
-             n:int=500,                  # samples to draw from a model
-             guidance:float=None,        # of those samples
-             steps:int=15,               # of the sampler
-             seed:int=0,                 # of those samples, and of the errors
-             out:str=None,               # also write the figures to this JSON file
-             autoguidance:float=None):   # of samples, too (default 3, or guidance 2 for a model without a guide)
+def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
+             # or a model: its folder, shipped name, Hub id
+             what:str,
+             # what it is held against: fashion, fashion-full or a folder
+             data:str='fashion',
+             # feature network: classifier, effnet, inception or pixels
+             # (default: what suits the data)
+             features:str=None,
+             n:int=500, # samples to draw from a model
+             guidance:float=None, # of those samples
+             steps:int=15, # of the sampler
+             seed:int=0, # of those samples, and of the errors
+             out:str=None, # also write the figures to this JSON file
+             # of samples, too (default 3, or guidance 2 for a model without a guide)
+             autoguidance:float=None):
     "Measure a model, or images in files, against held-out real images."
-    if out and (Path(out).is_dir() or not Path(out).name): raise InputError(f'out is {out!r}, a folder: name a file')
-    is_model = (Path(what)/'config.json').is_file() or (Path(what)/'model'/'config.json').is_file(); is_array = what.endswith('.npy')
-    if is_model or not (is_array or Path(what).is_dir()):
-        ldm = LatentDiffusion.from_pretrained(what); train, test = load_data(data, max(ldm.image_size))
-        result, _ = report(ldm, train, test, n, features or None, guidance, steps, seed, autoguidance)
-    else: # files: a folder to compare with is cut in halves, one the reference, one the floor
-        shape, batches = _array_batches(what) if is_array else ((None, *open_image(image_files(what)[0]).size[::-1], None), None)
-        train, test = load_data(data, min(shape[1:3]), held_out=.5); _, c, h, w = test.images.shape
-        if Path(data).is_dir() and (size := open_image(image_files(data)[0]).size) != (w, h): warnings.warn(f'images of {size[0]} x {size[1]} in {data} are cut and resized to {w} x {h}, the size of those in {what}: resizing changes every distance')
-        if is_array and (h, w, c) != shape[1:]: raise InputError(f'{what} holds images of {shape[1]} x {shape[2]} x {shape[3]}, {data} has {h} x {w} x {c} (height, width, channels): they must agree')
-        result = evaluate(batches or _folder_batches(what, c, h), test, train, None, features or default_features(test), seed=seed, progress=True)
-        if not result['metrics']: raise InputError(f'{what}: {result["note"]}')
+    if out and (Path(out).is_dir() or not Path(out).name):
+        raise InputError(f'out is {out!r}, a folder: name a file')
+    configs = Path(what)/'config.json', Path(what)/'model'/'config.json'
+    is_model = any(config.is_file() for config in configs)
+    if is_model or not (what.endswith('.npy') or Path(what).is_dir()):
+        ldm = LatentDiffusion.from_pretrained(what)
+        train, test = load_data(data, max(ldm.image_size))
+        result, _ = report(ldm, train, test, n, features or None, guidance, steps, seed,
+                           autoguidance)
+    else:
+        result = _measure_files(what, data, features, seed)
     print_report(result)
-    if out: write_json(out, result | dict(what=what, data=data, device=str(default_device()), torch=torch.__version__))
+    if out:
+        made = dict(what=what, data=data, device=str(default_device()),
+                    torch=torch.__version__)
+        write_json(out, result | made)
     return result
+
+# %% ../nbs/a_commands.ipynb #5e0461f3
+_RANKS = ('RANK', 'WORLD_SIZE', 'PMI_SIZE',
+          'OMPI_COMM_WORLD_SIZE', 'MV2_COMM_WORLD_SIZE')
+
+def _check_launch():
+    "`InputError` if Accelerate's launcher started one process instead of several."
+    launched = 'ACCELERATE_USE_CPU' in os.environ and 'MASTER_PORT' in os.environ
+    if launched and not any(name in os.environ for name in _RANKS):
+        raise InputError('accelerate launch was asked for several processes and '
+                         'started one, as it does on CPUs without MPI: type '
+                         'torchrun --nproc_per_node N -m ldm_nb.commands')
 
 # %% ../nbs/a_commands.ipynb #e530a1f4
 @command
-def train_only(data:str='fashion',     # fashion, fashion-full or a folder of images
-               out:str='runs/ldm',     # new folder for the results, or that of a run to resume
-               minutes:float=None,     # wall-clock budget of both stages together
-               steps:int=None,         # instead of minutes: steps of each stage, for a repeatable run
-               size:str=None,          # smoke, lesson or full (default: LDM_SIZE or lesson)
-               pixels:int=32,          # a side, to which the images of a folder are cut and resized
-               accumulate:int=1,       # parts in which a batch is computed
-               seed:int=0,             # the same seed and steps, the same model
-               resume:bool=False):     # continue a run that was interrupted
-    "Train both stages, in one process or many: accelerate launch --num_processes 2 -m ldm_nb.commands --steps 1000"
-    if size and size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
-    train_latent_diffusion(load_data(data, pixels)[0], out, minutes, steps, size, seed, resume, replace(RECIPES[size or default_size()], accumulate=accumulate))
-    together = get_accelerator(); together.wait_for_everyone(); together.end_training() # a process that left early would take the others with it
+def train_only(data:str='fashion', # fashion, fashion-full or a folder of images
+               # new folder for the results, or that of a run to resume
+               out:str='runs/ldm',
+               minutes:float=None, # wall-clock budget of both stages together
+               # instead of minutes: steps of each stage, for a repeatable run
+               steps:int=None,
+               size:str=None, # smoke, lesson or full (default: LDM_SIZE or lesson)
+               # a side, to which the images of a folder are cut and resized
+               pixels:int=32,
+               accumulate:int=1, # parts in which a batch is computed
+               seed:int=0, # the same seed and steps, the same model
+               resume:bool=False): # continue a run that was interrupted
+    """Train both stages, in one process or many.
+
+    torchrun --nproc_per_node 2 -m ldm_nb.commands --steps 1000
+    """
+    if size and size not in SIZES:
+        raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
+    _check_launch()
+    train, _ = load_data(data, pixels)
+    recipe = replace(RECIPES[size or default_size()], accumulate=accumulate)
+    train_latent_diffusion(train, out, minutes, steps, size, seed, resume, recipe)
+    together = get_accelerator()
+    together.wait_for_everyone() # one that left early would take the others with it
+    together.end_training()
 
 # %% ../nbs/a_commands.ipynb #43f05c0f
-if __name__ == '__main__' and '__file__' in globals(): train_only() # as a program, not in a notebook
+if __name__ == '__main__' and '__file__' in globals(): # a program, not a notebook
+    train_only()

@@ -9,12 +9,14 @@ __all__ = ['SIZES', 'PACKAGE', 'default_size', 'InputError', 'pick', 'default_de
            'save_npy']
 
 # %% ../nbs/a_core.ipynb #1d179e8c
-import hashlib, json, os, struct, sys, time, warnings
+import hashlib, json, os, re, struct, sys, time, warnings
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
+from tempfile import TemporaryDirectory
 import numpy as np
 import torch
+from fastcore.imports import ipython_shell, IN_NOTEBOOK
 from torch import Tensor
 from safetensors.torch import load, save
 import ldm_nb
@@ -23,14 +25,23 @@ import ldm_nb
 SIZES = 'smoke', 'lesson', 'full'
 
 def default_size():
-    "The size to run at: `LDM_SIZE` if set, else smoke under `nbdev_test`, else lesson. `InputError` for another word."
-    size = os.environ.get('LDM_SIZE') or ('smoke' if os.environ.get('IN_TEST') else 'lesson')
-    if size not in SIZES: raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)} (LDM_SIZE, size= or --size)')
+    """The size to run at: `LDM_SIZE`, or smoke under `nbdev_test`, or lesson.
+
+    `InputError` if `LDM_SIZE` is another word.
+    """
+    under_test = os.environ.get('IN_TEST')
+    size = os.environ.get('LDM_SIZE') or ('smoke' if under_test else 'lesson')
+    if size not in SIZES:
+        raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)} '
+                         '(LDM_SIZE, size= or --size)')
     return size
 
 # %% ../nbs/a_core.ipynb #d1d65d38
 class InputError(ValueError):
-    "What the user gave cannot be used; the message says what was given, what was expected and what to do."
+    """What the user gave cannot be used.
+
+    The message says what was given, what was expected and what to do.
+    """
 
 # %% ../nbs/a_core.ipynb #54f4d4f8
 def pick(smoke, lesson, full, size:str|None=None):
@@ -42,50 +53,110 @@ if os.environ.get('IN_TEST'): torch.set_num_threads(1)
 
 # %% ../nbs/a_core.ipynb #aa1dfb7f
 def default_device():
-    "The device to run on, a `torch.device`: cpu under `accelerate launch --cpu`, `LDM_DEVICE` if set, else cuda, mps or cpu, the first that is there."
-    name = 'cpu' if os.environ.get('ACCELERATE_USE_CPU', '').lower() == 'true' else os.environ.get('LDM_DEVICE')
-    if name: return torch.device(name)
-    if torch.cuda.is_available(): return torch.device('cuda')
+    """The device to run on, a `torch.device`.
+
+    It is the CPU under `accelerate launch --cpu`, else `LDM_DEVICE` if that is set,
+    else cuda, mps or cpu, the first that is there.
+    """
+    on_cpu = os.environ.get('ACCELERATE_USE_CPU', '').lower() == 'true'
+    name = 'cpu' if on_cpu else os.environ.get('LDM_DEVICE')
+    if name:
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device('cuda')
     return torch.device('mps' if torch.backends.mps.is_available() else 'cpu')
 
 # %% ../nbs/a_core.ipynb #08c2df44
 def seed_for(*keys):
-    "A 63-bit seed that is a fixed function of `keys` (plain numbers or strings), unrelated for different keys."
-    return int.from_bytes(hashlib.sha256(repr(keys).encode()).digest()[:8], 'big') >> 1
+    """A 63-bit seed that is a fixed function of `keys`, plain numbers or strings.
+
+    Different keys give unrelated seeds.
+    """
+    digest = hashlib.sha256(repr(keys).encode()).digest()
+    return int.from_bytes(digest[:8], 'big') >> 1
 
 # %% ../nbs/a_core.ipynb #c84bb2c1
 def generator(*keys):
-    "A CPU `torch.Generator` seeded by `seed_for(*keys)`. Draw on the CPU and move: then every device sees the same noise."
+    """A CPU `torch.Generator` seeded by `seed_for(*keys)`.
+
+    Draw on the CPU and move: then every device sees the same noise.
+    """
     return torch.Generator().manual_seed(seed_for(*keys))
 
 # %% ../nbs/a_core.ipynb #c2b3609a
 def to_uint8(images:Tensor # (n, c, h, w) in [-1, 1]; values outside are clipped
             )->np.ndarray: # (n, h, w) for one channel, else (n, h, w, c)
     "Images as bytes, rounded to the nearest level."
-    array = images.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    levels = images.detach().float().cpu().clamp(-1, 1).add(1).mul(127.5).round()
+    array = levels.byte().permute(0, 2, 3, 1).numpy()
     return array[..., 0] if array.shape[-1] == 1 else array
 
 # %% ../nbs/a_core.ipynb #d5a31dcc
 def from_uint8(array:np.ndarray # (n, h, w) or (n, h, w, c), uint8
               )->Tensor:        # (n, c, h, w) in [-1, 1]
-    "Bytes as images: the inverse of `to_uint8`. `InputError` unless uint8 of 3 or 4 axes."
-    if array.dtype != np.uint8 or array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[-1] not in (1, 3)):
-        raise InputError(f'images are {array.dtype} of shape {array.shape}: expected uint8 of shape (n, h, w) or (n, h, w, c) with c = 1 or 3')
-    array = array[..., None] if array.ndim == 3 else array
+    "Bytes as images: the inverse of `to_uint8`. `InputError` for any other array."
+    one_channel = array.ndim == 3
+    in_channels = array.ndim == 4 and array.shape[-1] in (1, 3)
+    if array.dtype != np.uint8 or not (one_channel or in_channels):
+        raise InputError(f'images are {array.dtype} of shape {array.shape}: expected '
+                         'uint8 of shape (n, h, w) or (n, h, w, c) with c = 1 or 3')
+    array = array[..., None] if one_channel else array
     return torch.tensor(array.transpose(0, 3, 1, 2), dtype=torch.float32) / 127.5 - 1
 
 # %% ../nbs/a_core.ipynb #cf4bdc6e
-def image_grid(images:Tensor,     # (n, c, h, w) in [-1, 1]
+def image_grid(images:Tensor,      # (n, c, h, w) in [-1, 1]
                cols:int|None=None, # images a row; about square by default
                gap:int=2)->np.ndarray: # white pixels between images
     "All images in one uint8 array, row by row."
-    array = to_uint8(images); n, h, w = array.shape[:3]
-    cols = min(cols or int(np.ceil(n**.5)), n); rows = -(-n // cols)
-    grid = np.full((rows*(h+gap)-gap, cols*(w+gap)-gap, *array.shape[3:]), 255, np.uint8)
+    array = to_uint8(images)
+    n, h, w = array.shape[:3]
+    cols = min(cols or int(np.ceil(n**.5)), n)
+    rows = -(-n // cols)
+    sides = rows*(h + gap) - gap, cols*(w + gap) - gap
+    grid = np.full((*sides, *array.shape[3:]), 255, np.uint8)
     for i, image in enumerate(array):
-        y, x = i // cols * (h+gap), i % cols * (w+gap)
+        y, x = i // cols * (h + gap), i % cols * (w + gap)
         grid[y:y+h, x:x+w] = image
     return grid
+
+# %% ../nbs/a_core.ipynb #75e130a4
+def _sharp_figures(shell): # of IPython
+    "From now on the notebook's figures have twice the pixels; imports no matplotlib."
+    backend = sys.modules.get('matplotlib_inline.backend_inline')
+    if backend and backend.InlineBackend.initialized():
+        config = backend.InlineBackend.instance()
+        if config.figure_formats == {'png'}:
+            config.figure_formats = {'retina'}
+    elif 'figure_formats' not in shell.config.InlineBackend:
+        shell.config.InlineBackend.figure_formats = {'retina'}
+
+if IN_NOTEBOOK:
+    _sharp_figures(ipython_shell())
+
+# %% ../nbs/a_core.ipynb #36b4124c
+_GREY = '#767676' # reads on white and on a dark page
+
+def _clear_grid(images, cols): # (n, c, h, w) in [-1, 1] -> (height, width, 4), uint8
+    "`image_grid` with transparent gaps."
+    grid = image_grid(images, cols)
+    rgb = np.stack([grid]*3, -1) if grid.ndim == 2 else grid
+    alpha = 255 - image_grid(torch.full_like(images[:, :1], -1.), cols)
+    return np.dstack([rgb, alpha])
+
+# %% ../nbs/a_core.ipynb #53cf4eeb
+def _clear_figure(grid, title, scale): # of `_clear_grid`
+    "A transparent figure of one grid: its axes, and the picture in it."
+    import matplotlib.pyplot as plt
+    h, w = grid.shape[:2]
+    size = (max(w*scale/80, 2), h*scale/80 + .35)
+    fig, ax = plt.subplots(figsize=size, dpi=80)
+    for patch in fig.patch, ax.patch:
+        patch.set_alpha(0)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, labelsize=8, labelcolor=_GREY)
+    ax.set(xticks=[], yticks=[])
+    ax.set_title(title, fontsize=9, color=_GREY)
+    return ax, ax.imshow(grid, interpolation='nearest')
 
 # %% ../nbs/a_core.ipynb #ffc534b7
 def show_images(images:Tensor,      # (n, c, h, w) in [-1, 1]
@@ -96,14 +167,12 @@ def show_images(images:Tensor,      # (n, c, h, w) in [-1, 1]
                 scale:float=1.):    # screen pixels for an image's pixel
     "Show images in a grid with labelled rows and columns."
     import matplotlib.pyplot as plt
-    grid = image_grid(images, cols); h, w = grid.shape[:2]
-    fig, ax = plt.subplots(figsize=(max(w*scale/80, 2), h*scale/80 + .35), dpi=80)
-    ax.imshow(grid, cmap='gray', vmin=0, vmax=255, interpolation='nearest'); ax.set_title(title, fontsize=9)
-    rows = len(row_labels or []); step = images.shape[-2] + 2
-    ax.set_yticks([step*r + step/2 for r in range(rows)], row_labels or [], fontsize=8)
-    across, wide = len(col_labels or []), images.shape[-1] + 2
-    ax.set_xticks([wide*k + wide/2 for k in range(across)], col_labels or [], fontsize=8)
-    ax.tick_params(length=0); ax.spines[:].set_visible(False); fig.tight_layout(pad=.3)
+    ax, _ = _clear_figure(_clear_grid(images, cols), title, scale)
+    h, w = (side + 2 for side in images.shape[-2:])
+    rows, columns = list(row_labels or []), list(col_labels or [])
+    ax.set_yticks([h*r + h/2 for r in range(len(rows))], rows)
+    ax.set_xticks([w*k + w/2 for k in range(len(columns))], columns)
+    ax.figure.tight_layout(pad=.3)
     plt.show()
 
 # %% ../nbs/a_core.ipynb #ebd061a7
@@ -123,11 +192,10 @@ def panels(n:int=1,         # panels
         ax.axis('off')
     return axes.flat[0] if n == 1 else axes.flatten()[:n]
 
-
 # %% ../nbs/a_core.ipynb #2fdd82cb
 def label(ax, title:str='', x:str='', y:str='', # what, over what, in which unit
-          log:str='',          # the axes on a log scale: 'x', 'y' or 'xy'
-          xticks=None,         # the ticks to show, as they are: numbers, or {place: text}
+          log:str='',  # the axes on a log scale: 'x', 'y' or 'xy'
+          xticks=None, # the ticks to show, as they are: numbers, or {place: text}
           legend:bool=False):
     "Title, names of the axes, log scales, readable ticks and legend; returns `ax`."
     ax.set_title(title, fontsize=9)
@@ -147,41 +215,83 @@ def label(ax, title:str='', x:str='', y:str='', # what, over what, in which unit
         ax.legend(fontsize=8)
     return ax
 
+# %% ../nbs/a_core.ipynb #6404b3b6
+_BUTTONS = {'Decrease speed': '−', 'First frame': '«', 'Previous frame': '‹',
+            'Play backwards': '◀\ufe0e', 'Pause': '‖', 'Play': '▶\ufe0e',
+            'Next frame': '›', 'Last frame': '»', 'Increase speed': '+'}
+_FILM_STYLE = '''
+<style>
+.animation, .animation img, .animation .anim-slider { max-width: 100%; }
+.animation img { height: auto; }
+.animation .anim-buttons button {
+  color: inherit; background: transparent; border: 1px solid currentColor;
+  border-radius: 3px; margin: 1px; line-height: 1.6; }
+</style>
+'''
+
+def _offline_film(html): # of matplotlib's `HTMLWriter`
+    "The film without its font from the network: its buttons show characters."
+    html = re.sub(r'<link\b[^>]*>', '', html)
+    for title, character in _BUTTONS.items():
+        icon = rf'(<button title="{title}"[^>]*>)\s*<i [^>]*></i>'
+        html = re.sub(icon, rf'\g<1>{character}', html)
+    return html + _FILM_STYLE
 
 # %% ../nbs/a_core.ipynb #3e487a39
 def animate(frames,          # list of (n, c, h, w) in [-1, 1]: one batch a frame
             titles=None,     # a title a frame
             cols:int|None=None, scale:float=2., fps:float=8):
-    "A film with a slider, as HTML that plays without a server. Its alternative text is made of the titles."
+    """A film with a slider, as HTML that plays without a server or a network.
+
+    Its alternative text is made of the titles.
+    """
     import matplotlib.pyplot as plt
-    from matplotlib.animation import FuncAnimation
     from IPython.display import HTML
-    grids = [image_grid(f, cols) for f in frames]; h, w = grids[0].shape[:2]
-    fig, ax = plt.subplots(figsize=(max(w*scale/80, 2), h*scale/80 + .35), dpi=80)
-    picture = ax.imshow(grids[0], cmap='gray', vmin=0, vmax=255); ax.axis('off'); ax.set_title(' ', fontsize=9); fig.tight_layout(pad=.3)
-    def draw(i): picture.set_data(grids[i]); ax.set_title(titles[i] if titles else '', fontsize=9)
-    film = FuncAnimation(fig, draw, len(grids), interval=1000/fps).to_jshtml(default_mode='once')
-    plt.close(fig)
-    alt = f'Film of {len(grids)} frames' + (f', from {titles[0]} to {titles[-1]}' if titles else '')
-    return HTML(film.replace('<img id=', f'<img alt="{escape(alt)}" id=', 1))
+    from matplotlib.animation import HTMLWriter
+    grids = [_clear_grid(frame, cols) for frame in frames]
+    titles = titles or ['']*len(grids)
+    ax, picture = _clear_figure(grids[0], ' ', scale)
+    ax.figure.tight_layout(pad=.3)
+    writer = HTMLWriter(fps, embed_frames=True, default_mode='once')
+    with TemporaryDirectory() as folder:
+        film = Path(folder)/'film.html'
+        with writer.saving(ax.figure, film, dpi=80):
+            for grid, title in zip(grids, titles):
+                picture.set_data(grid)
+                ax.set_title(title)
+                writer.grab_frame(transparent=True)
+        html = _offline_film(film.read_text())
+    plt.close(ax.figure)
+    shown = f', from {titles[0]} to {titles[-1]}' if any(titles) else ''
+    alt = escape(f'Film of {len(grids)} frames{shown}')
+    return HTML(html.replace('<img id=', f'<img alt="{alt}" id=', 1))
 
 # %% ../nbs/a_core.ipynb #d23eb0a0
 def table(rows:list): # dicts with the same keys, in the order of the columns
-    "Rows as a Markdown table, which JupyterLab and the site render; floats with 4 significant digits."
+    """Rows as a Markdown table, which JupyterLab and the site render.
+
+    Floats are shown with 4 significant digits.
+    """
     from IPython.display import Markdown
-    show = lambda v: f'{v:.4g}' if isinstance(v, float) else str(v)
-    lines = [list(rows[0]), ['---']*len(rows[0])] + [[show(v) for v in row.values()] for row in rows]
+    def text(value):
+        return f'{value:.4g}' if isinstance(value, float) else str(value)
+    lines = [list(rows[0]), ['---']*len(rows[0])]
+    lines += [[text(value) for value in row.values()] for row in rows]
     return Markdown('\n'.join(f'| {" | ".join(line)} |' for line in lines))
 
 # %% ../nbs/a_core.ipynb #9cd1a6ce
 def run_card(start:float, # `time.perf_counter()` when the run began
              seed=0)->dict:
-    "What belongs beside every figure: size, seed, device, threads, versions and seconds."
-    return dict(size=default_size(), seed=seed, device=str(default_device()), threads=torch.get_num_threads(),
-                torch=torch.__version__, ldm_nb=ldm_nb.__version__, seconds=round(time.perf_counter() - start))
+    "What belongs beside every figure: size, seed, device, threads, versions, seconds."
+    return dict(size=default_size(), seed=seed, device=str(default_device()),
+                threads=torch.get_num_threads(), torch=torch.__version__,
+                ldm_nb=ldm_nb.__version__, seconds=round(time.perf_counter() - start))
 
-def results(measured:dict, start:float, seed=0):
-    "What a chapter measured, `{what, over what, in which unit: value}`, with the card of the run, as a table."
+# %% ../nbs/a_core.ipynb #56dfe04e
+def results(measured:dict, # {what, over what, in which unit: value}
+            start:float,   # time.perf_counter() when the run began
+            seed=0):
+    "What a chapter measured, with the card of the run, as a table."
     rows = [dict(measured=what, value=value) for what, value in measured.items()]
     card = ', '.join(f'{k} {v}' for k, v in run_card(start, seed).items())
     return table(rows + [dict(measured='*card of the run*', value=f'*{card}*')])
@@ -189,64 +299,94 @@ def results(measured:dict, start:float, seed=0):
 # %% ../nbs/a_core.ipynb #9e4a4b68
 @contextmanager
 def atomic_path(path): # where the finished file shall be
-    "Yield a temporary path beside `path`; on success it takes `path`'s place, on an error it is removed."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path beside `path`.
+
+    On success it takes `path`'s place, on an error it is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
         yield temporary
-        with open(temporary, 'rb+') as f: os.fsync(f.fileno())
+        with open(temporary, 'rb+') as f:
+            os.fsync(f.fileno())
         os.replace(temporary, path)
-    finally: temporary.unlink(missing_ok=True)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 # %% ../nbs/a_core.ipynb #dd7a0903
 def write_json(path, data):
     "Write `data` as indented JSON, atomically."
-    with atomic_path(path) as p: p.write_text(json.dumps(data, indent=1) + '\n', encoding='utf-8')
+    text = json.dumps(data, indent=1) + '\n'
+    with atomic_path(path) as part:
+        part.write_text(text, encoding='utf-8')
 
+# %% ../nbs/a_core.ipynb #e05c35b3
 def read_json(path):
     "Read JSON; `InputError` names the file if it is not there or is not JSON."
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError: raise InputError(f'{path} does not exist') from None
-    except ValueError as e: raise InputError(f'{path} is not valid JSON ({e}): it was cut short or changed by hand') from None
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise InputError(f'{path} does not exist') from None
+    except ValueError as e:
+        raise InputError(f'{path} is not valid JSON ({e}): '
+                         'it was cut short or changed by hand') from None
 
 # %% ../nbs/a_core.ipynb #2bd058ec
 def save_tensors(path, tensors:dict, metadata:dict|None=None):
     "Write named tensors and JSON-able `metadata` to one safetensors file, atomically."
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    with atomic_path(path) as p: p.write_bytes(save(tensors, {'json': json.dumps(metadata or {})}))
+    data = save(tensors, {'json': json.dumps(metadata or {})})
+    with atomic_path(path) as part:
+        part.write_bytes(data)
 
 # %% ../nbs/a_core.ipynb #44dfc6f3
 def load_tensors(path)->tuple: # ({name: tensor}, metadata)
-    "Read what `save_tensors` wrote; `InputError` names a file that is missing, truncated or foreign."
+    """Read what `save_tensors` wrote.
+
+    `InputError` names a file that is missing, truncated or foreign.
+    """
     path = Path(path)
-    if not path.is_file(): raise InputError(f'{path} does not exist')
+    if not path.is_file():
+        raise InputError(f'{path} does not exist')
     data = path.read_bytes()
     try:
         (length,) = struct.unpack('<Q', data[:8])
-        return load(data), json.loads(json.loads(data[8:8+length])['__metadata__']['json'])
+        tensors, header = load(data), json.loads(data[8:8+length])
+        return tensors, json.loads(header['__metadata__']['json'])
     except Exception as e:
-        raise InputError(f'{path} cannot be read as weights of ldm_nb ({type(e).__name__}): it is truncated or was not written by this package') from None
+        raise InputError(f'{path} cannot be read as weights of ldm_nb '
+                         f'({type(e).__name__}): it is truncated or was not written '
+                         'by this package') from None
 
 # %% ../nbs/a_core.ipynb #ebeba258
-PACKAGE = Path(ldm_nb.__file__).parent # the embedded images and the shipped weights are below it
+PACKAGE = Path(ldm_nb.__file__).parent # embedded images and shipped weights lie below
 
 # %% ../nbs/a_core.ipynb #ad4c011e
 def fingerprint(tensors)->str: # 16 hexadecimal digits
-    "Hash of a tensor, an `nn.Module`'s state or a dict of tensors: names, shapes, types and values."
-    if isinstance(tensors, Tensor): tensors = {'': tensors}
-    if hasattr(tensors, 'state_dict'): tensors = tensors.state_dict()
+    """Hash of a tensor, an `nn.Module`'s state or a dict of tensors.
+
+    It covers names, shapes, types and values.
+    """
+    if isinstance(tensors, Tensor):
+        tensors = {'': tensors}
+    if hasattr(tensors, 'state_dict'):
+        tensors = tensors.state_dict()
     h = hashlib.sha256()
     for name, t in sorted(tensors.items()):
         t = t.detach().cpu().contiguous()
-        h.update(f'{name}{tuple(t.shape)}{t.dtype}'.encode()); h.update(t.numpy().tobytes())
+        h.update(f'{name}{tuple(t.shape)}{t.dtype}'.encode())
+        h.update(t.numpy().tobytes())
     return h.hexdigest()[:16]
 
 # %% ../nbs/a_core.ipynb #89b47f8d
 def save_png(path, array:np.ndarray): # (h, w) or (h, w, 3), uint8
     "Write a PNG, atomically."
     from PIL import Image
-    with atomic_path(path) as p: Image.fromarray(array).save(p, format='PNG')
+    with atomic_path(path) as part:
+        Image.fromarray(array).save(part, format='PNG')
 
 def save_npy(path, array):
     "Write a `.npy`, atomically."
-    with atomic_path(path) as p, open(p, 'wb') as f: np.save(f, array, allow_pickle=False)
+    with atomic_path(path) as part, open(part, 'wb') as f:
+        np.save(f, array, allow_pickle=False)

@@ -27,42 +27,87 @@ class ImageData:
     classes: tuple = ()         # names; label k is classes[k]
     name: str = 'images'        # written on cards
     note: str = ''              # what was done to the files
+
     def __len__(self): return len(self.images)
-    def __getitem__(self, i): return replace(self, images=self.images[i], labels=None if self.labels is None else self.labels[i])
-    def fingerprint(self): return fingerprint({'images': self.images} | ({} if self.labels is None else {'labels': self.labels}))
+
+    def __getitem__(self, i):
+        labels = None if self.labels is None else self.labels[i]
+        return replace(self, images=self.images[i], labels=labels)
+
+    def fingerprint(self):
+        "Hash of the images and of their labels."
+        labels = {} if self.labels is None else {'labels': self.labels}
+        return fingerprint({'images': self.images} | labels)
+
+    def __repr__(self):
+        c, h, w = self.images.shape[-3:]
+        lines = [f'{self.name}: {len(self):,} images of {h} x {w} x {c}']
+        if self.classes and self.labels is not None:
+            counts = _counted(self.classes, self.labels, 3)
+            lines.append(f'{len(self.classes)} classes: {counts}')
+        return '\n'.join(lines + [self.note]*bool(self.note))
+
+# %% ../nbs/a_data.ipynb #6f918586
+def _counted(names, labels, most): # (n,) indices of names
+    "How many labels each of the first `most` names has, in words."
+    counts = labels.flatten().bincount(minlength=len(names)).tolist()
+    listed = ', '.join(f'{name} {n:,}' for name, n in zip(names[:most], counts))
+    return listed + (', ...' if len(names) > most else '')
 
 # %% ../nbs/a_data.ipynb #562608b8
-FASHION_CLASSES = ('T-shirt', 'trouser', 'pullover', 'dress', 'coat', 'sandal', 'shirt', 'sneaker', 'bag', 'boot')
+FASHION_CLASSES = ('T-shirt', 'trouser', 'pullover', 'dress', 'coat',
+                   'sandal', 'shirt', 'sneaker', 'bag', 'boot')
 
 # %% ../nbs/a_data.ipynb #6bb2ee66
 def _embedded(split):
-    with np.load(PACKAGE/'datasets'/'fashion_mnist.npz', allow_pickle=False) as f: return f[f'{split}_images'], f[f'{split}_labels']
+    "Images and labels of the embedded part, as bytes."
+    path = PACKAGE/'datasets'/'fashion_mnist.npz'
+    with np.load(path, allow_pickle=False) as f:
+        return f[f'{split}_images'], f[f'{split}_labels']
 
 def fashion_mnist(split:str='train', # train or test
-                  full=False         # all 60,000 or 10,000 images instead of the embedded 10,000 or 2,000
-                 )->ImageData:       # images (n, 1, 28, 28)
-    "Fashion-MNIST. The embedded part needs nothing; `full=True` looks for the original files, then downloads them."
-    if split not in ('train', 'test'): raise InputError(f'split is {split!r}: choose train or test')
+                  full=False  # all 60,000 or 10,000 images, not the embedded ones
+                 )->ImageData: # images (n, 1, 28, 28)
+    """Fashion-MNIST.
+
+    The embedded part needs nothing; `full=True` looks for the original files, then
+    downloads them.
+    """
+    if split not in ('train', 'test'):
+        raise InputError(f'split is {split!r}: choose train or test')
     images, labels = _full(split) if full else _embedded(split)
-    return ImageData(from_uint8(images), torch.from_numpy(labels.astype(np.int64)), FASHION_CLASSES, f'fashion{"-full" if full else ""} {split}')
+    name = f'fashion{"-full" if full else ""} {split}'
+    labels = torch.from_numpy(labels.astype(np.int64))
+    return ImageData(from_uint8(images), labels, FASHION_CLASSES, name)
 
 # %% ../nbs/a_data.ipynb #c88f2318
 def read_idx(path)->np.ndarray:
-    "A uint8 array from a gzipped IDX file. `InputError` if the file is not that, or shorter than its header says."
-    try: data = gzip.decompress(Path(path).read_bytes())
-    except (OSError, EOFError, zlib.error) as e: raise InputError(f'{path} cannot be read as gzip ({e})') from None
-    if data[:3] != b'\0\0\x08' or len(data) < 4 + 4*data[3]: raise InputError(f'{path} is not an IDX file of unsigned bytes')
-    shape = np.frombuffer(data, '>i4', data[3], 4)
-    if len(data) != 4 + 4*data[3] + shape.prod(): raise InputError(f'{path} is cut short: its header says {tuple(shape)}')
-    return np.frombuffer(data, np.uint8, offset=4 + 4*data[3]).reshape(shape)
+    """A uint8 array from a gzipped IDX file.
+
+    `InputError` if the file is not that, or shorter than its header says.
+    """
+    try:
+        data = gzip.decompress(Path(path).read_bytes())
+    except (OSError, EOFError, zlib.error) as e:
+        raise InputError(f'{path} cannot be read as gzip ({e})') from None
+    if data[:3] != b'\0\0\x08' or len(data) < 4 + 4*data[3]:
+        raise InputError(f'{path} is not an IDX file of unsigned bytes')
+    header, shape = 4 + 4*data[3], np.frombuffer(data, '>i4', data[3], 4)
+    if len(data) != header + shape.prod():
+        raise InputError(f'{path} is cut short: its header says {tuple(shape)}')
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 # %% ../nbs/a_data.ipynb #311201f8
 FASHION_URL = 'http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/'
-FASHION_SHA256 = { # of the uncompressed contents: they are the same however the file was packed
-    'train-images-idx3-ubyte.gz': '2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012',
-    'train-labels-idx1-ubyte.gz': '657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7',
-    't10k-images-idx3-ubyte.gz': 'c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a',
-    't10k-labels-idx1-ubyte.gz': '3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9',
+FASHION_SHA256 = { # of the contents, which are the same however they were packed
+    'train-images-idx3-ubyte.gz':
+        '2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012',
+    'train-labels-idx1-ubyte.gz':
+        '657fbd221bfc9f4198cc14b5619cc33ec57c58dd0e47af4d99d6650759e869a7',
+    't10k-images-idx3-ubyte.gz':
+        'c867c93ff95360594e8ec3287995350b824dd110b11595c0e13d5423f621867a',
+    't10k-labels-idx1-ubyte.gz':
+        '3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9',
 }
 
 # %% ../nbs/a_data.ipynb #935d164f
@@ -72,95 +117,160 @@ def cache_folder()->Path: # may not exist yet
 
 def _fashion_folders():
     "Where the IDX files may lie, best first."
-    return [*map(Path, filter(None, [os.environ.get('LDM_DATA')])), Path('/usr/share/datasets/fashion-mnist'), cache_folder()]
+    own = os.environ.get('LDM_DATA')
+    debian = Path('/usr/share/datasets/fashion-mnist')
+    return [*([Path(own)] if own else []), debian, cache_folder()]
 
 def _checked_idx(path, name):
     array = read_idx(path)
     if hashlib.sha256(array.tobytes()).hexdigest() != FASHION_SHA256[name]:
-        raise InputError(f'{path} is not the published Fashion-MNIST file (its checksum differs): delete it and try again')
+        raise InputError(f'{path} is not the published Fashion-MNIST file '
+                         '(its checksum differs): delete it and try again')
     return array
 
 # %% ../nbs/a_data.ipynb #5d5de93d
-def download(url:str, path, sha256:str|None=None, # of the whole file
-             otherwise='',  # how to get it by other means: the end of the error's text
-             timeout=20):   # seconds without an answer
-    "Download with a progress bar to `path`, atomically. `InputError` if that fails or the hash differs; then nothing is left."
-    from tqdm import tqdm
+def download(url:str, path,
+             sha256:str|None=None, # of the whole file
+             otherwise='', # how to get it by other means: the end of the error's text
+             timeout=20):  # seconds without an answer
+    """Download with a progress bar to `path`, atomically.
+
+    `InputError` if that fails or the hash differs; then nothing is left.
+    """
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as r, atomic_path(path) as part:
-            with open(part, 'wb') as f, tqdm(total=int(r.headers.get('content-length') or 0), unit='B', unit_scale=True, desc=Path(path).name) as bar:
-                while block := r.read(1 << 16): f.write(block); bar.update(len(block))
-            if part.stat().st_size < int(r.headers.get('content-length') or 0): raise InputError(f'{url} broke off after {part.stat().st_size:,} bytes: try again. {otherwise}')
-            if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256: raise InputError(f'{url} gave another file than the published one (its checksum differs): try again later. {otherwise}')
-    except (OSError, http.client.HTTPException) as e: raise InputError(f'{url} cannot be downloaded ({e}). {otherwise}') from None
+        response = urllib.request.urlopen(url, timeout=timeout)
+        with response, atomic_path(path) as part:
+            length = int(response.headers.get('content-length') or 0)
+            _receive(response, part, length, Path(path).name)
+            size = part.stat().st_size
+            if size < length:
+                raise InputError(f'{url} broke off after {size:,} bytes: try again. '
+                                 f'{otherwise}')
+            if sha256 and hashlib.sha256(part.read_bytes()).hexdigest() != sha256:
+                raise InputError(f'{url} gave another file than the published one (its '
+                                 f'checksum differs): try again later. {otherwise}')
+    except (OSError, http.client.HTTPException) as e:
+        raise InputError(f'{url} cannot be downloaded ({e}). {otherwise}') from None
+
+# %% ../nbs/a_data.ipynb #3e2bd499
+def _receive(response, path, length, name):
+    "Write what comes to `path`, block by block, with a bar named `name`."
+    from tqdm import tqdm
+    bar = tqdm(total=length, unit='B', unit_scale=True, desc=name)
+    with open(path, 'wb') as f, bar:
+        while block := response.read(1 << 16):
+            f.write(block)
+            bar.update(len(block))
 
 # %% ../nbs/a_data.ipynb #8a3950cb
 def _idx(name):
     "One of the four arrays of Fashion-MNIST, from the machine or else the network."
     folders = _fashion_folders()
     for folder in folders:
-        if (folder/name).is_file(): return _checked_idx(folder/name, name)
-    download(FASHION_URL + name, folders[-1]/name, otherwise='Install the Debian package dataset-fashion-mnist, or put the four '
-             '*-ubyte.gz files of github.com/zalandoresearch/fashion-mnist into a folder and set LDM_DATA to it')
+        if (folder/name).is_file():
+            return _checked_idx(folder/name, name)
+    otherwise = ('Install the Debian package dataset-fashion-mnist, or put the four '
+                 '*-ubyte.gz files of github.com/zalandoresearch/fashion-mnist into '
+                 'a folder and set LDM_DATA to it')
+    download(FASHION_URL + name, folders[-1]/name, otherwise=otherwise)
     return _checked_idx(folders[-1]/name, name)
 
 def _full(split):
     prefix = dict(train='train', test='t10k')[split]
-    return _idx(f'{prefix}-images-idx3-ubyte.gz'), _idx(f'{prefix}-labels-idx1-ubyte.gz')
+    images, labels = f'{prefix}-images-idx3-ubyte.gz', f'{prefix}-labels-idx1-ubyte.gz'
+    return _idx(images), _idx(labels)
 
 # %% ../nbs/a_data.ipynb #54ab7f54
 IMAGE_TYPES = '.png', '.jpg', '.jpeg', '.webp', '.bmp', '.gif', '.tif', '.tiff'
 
 def open_image(path):
-    "One image file, oriented, on white where transparent: a PIL image of mode L or RGB. `InputError` names a file that cannot be read."
+    """One image file, oriented, on white where transparent: PIL, mode L or RGB.
+
+    `InputError` names a file that cannot be read.
+    """
     from PIL import Image, ImageOps
     try:
-        with Image.open(path) as f: im = ImageOps.exif_transpose(f); im.load()
-    except Exception as e: raise InputError(f'{path} cannot be read as an image ({e}): repair or remove it') from None
-    if im.mode == 'F': raise InputError(f'{path} holds floats, whose range is not known: save it with 8 or 16 bits')
-    grey = im.mode in ('1', 'L', 'LA', 'I') or im.mode.startswith('I;16')
+        with Image.open(path) as f:
+            im = ImageOps.exif_transpose(f)
+            im.load()
+    except Exception as e:
+        raise InputError(f'{path} cannot be read as an image ({e}): '
+                         'repair or remove it') from None
+    if im.mode == 'F':
+        raise InputError(f'{path} holds floats, whose range is not known: '
+                         'save it with 8 or 16 bits')
+    deep = im.mode == 'I' or im.mode.startswith('I;16') # 16 bits
+    grey = deep or im.mode in ('1', 'L', 'LA')
     if 'A' in im.getbands() or 'transparency' in im.info:
-        im = im.convert('RGBA'); im = Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')
-    if im.mode.startswith('I;16') or im.mode == 'I': im = Image.fromarray((np.asarray(im).clip(0, 65535) // 257).astype(np.uint8))
+        im = im.convert('RGBA')
+        white = Image.new('RGBA', im.size, 'white')
+        im = Image.alpha_composite(white, im).convert('RGB')
+    if im.mode.startswith('I;16') or im.mode == 'I':
+        levels = np.asarray(im).clip(0, 65535) // 257
+        im = Image.fromarray(levels.astype(np.uint8))
     return im.convert('L' if grey else 'RGB')
 
+# %% ../nbs/a_data.ipynb #6cae6600
 def square_image(im, size:int): # PIL images
-    "The centre square, resized to `size` pixels a side; an image of that size stays as it is."
+    "The centre square, resized to `size` a side; an image of that size stays as it is."
     from PIL import Image, ImageOps
-    return im if im.size == (size, size) else ImageOps.fit(im, (size, size), Image.Resampling.LANCZOS)
+    if im.size == (size, size):
+        return im
+    return ImageOps.fit(im, (size, size), Image.Resampling.LANCZOS)
 
 # %% ../nbs/a_data.ipynb #88afc3f5
-def image_files(path)->list: # of `Path`, sorted
+def image_files(path)->list: # of Path, sorted
     "All image files below `path`. `InputError` if it is no folder or holds none."
     path = Path(path)
-    if not path.is_dir(): raise InputError(f'{path} is not a folder')
-    files = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_TYPES and not p.name.startswith('.'))
-    if not files: raise InputError(f'{path} holds no images ({" ".join(IMAGE_TYPES)})')
+    if not path.is_dir():
+        raise InputError(f'{path} is not a folder')
+    files = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_TYPES
+                   and not p.name.startswith('.'))
+    if not files:
+        raise InputError(f'{path} holds no images ({" ".join(IMAGE_TYPES)})')
     return files
 
 # %% ../nbs/a_data.ipynb #28a85878
-def _classes(folders): # for each file the names of the folders above it -> names, labels (n,) or None, and what to say
-    names = tuple(sorted({f[0] for f in folders if f})); loose = sum(not f for f in folders)
-    if loose or len(names) < 2: return (), None, f'no classes: {f"{loose:,} files lie in no subfolder" if loose else f"all files lie in {names[0]}"}'
-    labels = torch.tensor([names.index(f[0]) for f in folders]); counts = labels.bincount().tolist()
-    listed = ', '.join(f'{name} {n:,}' for name, n in zip(names[:10], counts)) + (', ...' if len(names) > 10 else '')
-    return names, labels, f'{len(names)} classes, one a subfolder: {listed}'
+def _classes(folders): # for each file the names of the folders above it
+    "Names of the classes, labels (n,) or None, and what to say of them."
+    names = tuple(sorted({f[0] for f in folders if f}))
+    loose = sum(not f for f in folders)
+    if loose:
+        return (), None, f'no classes: {loose:,} files lie in no subfolder'
+    if len(names) < 2:
+        return (), None, f'no classes: all files lie in {names[0]}'
+    labels = torch.tensor([names.index(f[0]) for f in folders])
+    said = f'{len(names)} classes, one a subfolder: {_counted(names, labels, 10)}'
+    return names, labels, said
 
 # %% ../nbs/a_data.ipynb #afe97c7e
-def image_folder(path,                  # a folder of images, or of one subfolder a class
-                 size:int=32,           # pixels a side of the result, 8 or more
-                 channels:int|None=None # 1 or 3; by default 1 only if every image is grey
-                )->ImageData:           # (n, channels, size, size)
-    "All images below `path`, in the order of their names. `InputError` names the folder or file that is wrong."
+def image_folder(path,         # a folder of images, or of one subfolder a class
+                 size:int=32,  # pixels a side of the result, 8 or more
+                 channels:int|None=None # 1 or 3; by default 1 only if all are grey
+                )->ImageData:  # (n, channels, size, size)
+    """All images below `path`, in the order of their names.
+
+    `InputError` names the folder or file that is wrong.
+    """
     from tqdm import tqdm
-    if size < 8: raise InputError(f'images of {size} x {size} are too small: give 8 pixels a side or more (size=, --pixels)')
-    path, files, opened, shorter = Path(path), image_files(path), [], []
-    for f in tqdm(files, desc=f'reading {path.name}') if len(files) > 500 else files:
-        im = open_image(f); shorter.append(min(im.size)); opened.append(square_image(im, size))
-    grey = sum(im.mode == 'L' for im in opened); mode = {1: 'L', 3: 'RGB'}[channels or (1 if grey == len(files) else 3)]
+    if size < 8:
+        raise InputError(f'images of {size} x {size} are too small: '
+                         'give 8 pixels a side or more (size=, --pixels)')
+    path, files = Path(path), image_files(path)
+    shorter, opened = [], []
+    bar = tqdm(files, desc=f'reading {path.name}') if len(files) > 500 else files
+    for f in bar:
+        im = open_image(f)
+        shorter.append(min(im.size))
+        opened.append(square_image(im, size))
+    grey = sum(im.mode == 'L' for im in opened)
+    mode = {1: 'L', 3: 'RGB'}[channels or (1 if grey == len(files) else 3)]
     images = from_uint8(np.stack([np.asarray(im.convert(mode)) for im in opened]))
     classes, labels, said = _classes([f.relative_to(path).parts[:-1] for f in files])
-    note = f'{len(files):,} files, {grey:,} of them grey, shorter sides of {min(shorter)} to {max(shorter)} pixels ({sum(s < size for s in shorter):,} enlarged): cut to squares, {size} x {size}, {mode}; {said}'
+    enlarged = sum(s < size for s in shorter)
+    note = (f'{len(files):,} files, {grey:,} of them grey, '
+            f'shorter sides of {min(shorter)} to {max(shorter)} pixels '
+            f'({enlarged:,} enlarged): cut to squares, {size} x {size}, {mode}; {said}')
     return ImageData(images, labels, classes, path.resolve().name, note)
 
 # %% ../nbs/a_data.ipynb #cdceb4f4
@@ -177,14 +287,25 @@ def crop_images(images:Tensor, # (n, c, H, W)
     return images[..., y:y+size[0], x:x+size[1]]
 
 # %% ../nbs/a_data.ipynb #fb8475bc
-def load_data(name:str,     # fashion, fashion-full or a folder
-              size:int=32,  # pixels a side, for a folder
-              held_out=.1   # part of a folder that becomes the test images; at most 2,000 unless it is half or more
-             )->tuple:      # (train, test), both `ImageData`
-    "Training and test images by the name that the commands take."
-    if name in ('fashion', 'fashion-full'): return fashion_mnist('train', full := name.endswith('full')), fashion_mnist('test', full)
-    if not Path(name).is_dir(): raise InputError(f'data is {name!r}: expected fashion, fashion-full or a folder of images')
+def load_data(name:str,    # fashion, fashion-full or a folder
+              size:int=32, # pixels a side, for a folder
+              held_out=.1  # part of a folder that becomes the test images
+             )->tuple:     # (train, test), both ImageData
+    """Training and test images by the name that the commands take.
+
+    Less than half of a folder, held out, is at most 2,000 images.
+    """
+    if name in ('fashion', 'fashion-full'):
+        full = name.endswith('full')
+        return fashion_mnist('train', full), fashion_mnist('test', full)
+    if not Path(name).is_dir():
+        raise InputError(f'data is {name!r}: expected fashion, fashion-full '
+                         'or a folder of images')
     data = image_folder(name, size)
-    if len(data) < 20: raise InputError(f'{name} holds {len(data)} images: training needs 20 or more')
-    order = torch.randperm(len(data), generator=generator(0, 'split')); k = min(max(int(len(data)*held_out), 1), 2000 if held_out < .5 else len(data) - 1)
-    return replace(data[order[k:]], name=f'{data.name} train'), replace(data[order[:k]], name=f'{data.name} test')
+    if len(data) < 20:
+        raise InputError(f'{name} holds {len(data)} images: training needs 20 or more')
+    order = torch.randperm(len(data), generator=generator(0, 'split'))
+    most = 2000 if held_out < .5 else len(data) - 1
+    k = min(max(int(len(data)*held_out), 1), most)
+    train = replace(data[order[k:]], name=f'{data.name} train')
+    return train, replace(data[order[:k]], name=f'{data.name} test')

@@ -19,235 +19,325 @@ from .forward import *
 
 # %% ../nbs/04_denoiser.ipynb #b2c2027c
 def mixture_posterior_mean(x_t:Tensor,     # (b, d), noisy points
-                           alpha, sigma,   # of the noising, floats or 0-d tensors
+                           alpha,          # of the noising, a float or 0-d tensor
+                           sigma,          # the same
                            centres:Tensor, # (K, d)
                            weights:Tensor, # (K,), sum 1
-                           std:float)->Tensor: # (b, d)
-    "E[x_0 | x_t] exactly, for data from a mixture of K isotropic Gaussians of one standard deviation."
+                           std:float       # of every blob
+                          )->Tensor:       # (b, d)
+    "E[x_0 | x_t] exactly, for a mixture of K Gaussians of one standard deviation."
     variance = alpha**2*std**2 + sigma**2
-    offset = x_t[:, None] - alpha*centres                              # (b, K, d)
-    p = (weights.log() - offset.square().sum(-1)/(2*variance)).softmax(1)   # (b, K)
+    offset = x_t[:, None] - alpha*centres   # (b, K, d)
+    distance = offset.square().sum(-1)
+    p = (weights.log() - distance/(2*variance)).softmax(1)   # (b, K)
     return (p[..., None]*(centres + alpha*std**2/variance*offset)).sum(1)
 
 # %% ../nbs/04_denoiser.ipynb #b464c086
 @torch.no_grad()
-def sample_chain(denoise,          # (x_t, t) -> (x0, eps): guesses of the clean data and the noise; t is a 0-d tensor
-                 x:Tensor,         # (b, ...), standard normal noise
-                 schedule,         # a `Schedule`
-                 num_steps=50,     # network evaluations
-                 eta=0.,           # 0: deterministic (DDIM); 1: ancestral (DDPM)
-                 generator=None,   # CPU generator of the fresh noise, for eta > 0
-                 callback=None     # called with (step, x_t, x0) after each step
-                )->Tensor:         # like x
-    "Walk from noise at t = 1 to data at t = 0 in `num_steps` equal steps of t."
+def sample_chain(denoise,        # (x_t, t) -> (x0, eps), with t a 0-d tensor
+                 x:Tensor,       # (b, ...), standard normal noise
+                 schedule,       # a Schedule
+                 num_steps=50,   # calls of the denoiser
+                 eta=0.,         # 0: deterministic (DDIM); 1: ancestral (DDPM)
+                 generator=None, # CPU generator of the fresh noise, for eta > 0
+                 callback=None   # called with (step, x_t, x0) after each step
+                )->Tensor:       # like x
+    """Walk from noise at t = 1 to data at t = 0 in `num_steps` equal steps of t.
+
+    `denoise` guesses the clean data and the noise in x_t."""
     times = torch.linspace(1, 0, num_steps + 1, device=x.device)
     for step, (t, s) in enumerate(zip(times[:-1], times[1:])):
         (α_t, σ_t), (α_s, σ_s) = schedule(t), schedule(s)
         x0, eps = denoise(x, t)
         σ_new = eta*σ_s/σ_t*(σ_t**2 - (α_t/α_s)**2*σ_s**2).clamp(min=0).sqrt()
         x = α_s*x0 + (σ_s**2 - σ_new**2).clamp(min=0).sqrt()*eps
-        if eta: x = x + σ_new*torch.randn(x.shape, generator=generator).to(x)
-        if callback: callback(step, x, x0)
+        if eta:
+            x = x + σ_new*torch.randn(x.shape, generator=generator).to(x)
+        if callback:
+            callback(step, x, x0)
     return x
 
 # %% ../nbs/04_denoiser.ipynb #561d536d
-def x0_weight(prediction_type:str, alpha, sigma)->Tensor:
+def x0_weight(prediction_type:str, # one of PREDICTIONS
+              alpha,               # of the noising
+              sigma                # the same
+             )->Tensor:
     "The weight that a squared error on this target puts on the squared error of x_0."
-    if prediction_type not in PREDICTIONS: raise InputError(f'prediction_type is {prediction_type!r}: choose one of {", ".join(PREDICTIONS)}')
-    top = dict(sample=sigma, epsilon=alpha, v_prediction=alpha**2 + sigma**2, flow_prediction=alpha + sigma)[prediction_type]
+    if prediction_type not in PREDICTIONS:
+        raise InputError(f'prediction_type is {prediction_type!r}: '
+                         f'choose one of {", ".join(PREDICTIONS)}')
+    top = dict(sample=sigma, epsilon=alpha, v_prediction=alpha**2 + sigma**2,
+               flow_prediction=alpha + sigma)[prediction_type]
     return (top/sigma)**2
 
-# %% ../nbs/04_denoiser.ipynb #3dd522e5
+# %% ../nbs/04_denoiser.ipynb #546f714b
 def min_snr(snr:Tensor, gamma=5.)->Tensor:
     "Weight on the squared error of x_0: min(SNR, gamma) (Hang et al. 2023, eq. 8)."
     return snr.clamp(max=gamma)
 
-# %% ../nbs/04_denoiser.ipynb #546f714b
 def logit_normal(b:int, generator=None)->Tensor: # (b,) in (0, 1)
     "Times t = sigmoid(n), n ~ N(0, 1) (Esser et al. 2024, section 3.1)."
     return torch.randn(b, generator=generator).sigmoid()
 
 # %% ../nbs/04_denoiser.ipynb #b7195d95
-def diffusion_loss(model,           # (x_t, t, labels) -> prediction like x_t
-                   x0:Tensor,       # (b, ...), clean data, about unit variance
-                   labels=None,     # (b,) or None
-                   schedule=Schedule('flow'), prediction_type='flow_prediction',
+def diffusion_loss(model,              # (x_t, t, labels) -> prediction like x_t
+                   x0:Tensor,          # (b, ...), clean data, about unit variance
+                   labels=None,        # (b,) or None
+                   schedule=Schedule('flow'),
+                   prediction_type='flow_prediction', # one of PREDICTIONS
                    t:Tensor|None=None, # (b,); by default logit-normal
-                   weighting=None   # snr -> weight on the squared error of x_0, e.g. `min_snr`; by default what the target implies
-                  )->Tensor:        # a scalar
-    "Mean squared error of the network's prediction at random times (Ho et al. 2020, eq. 14)."
+                   weighting=None      # snr -> weight on the squared error of x_0
+                  )->Tensor:           # a scalar
+    """Mean squared error of the prediction at random times (Ho et al. 2020, eq. 14).
+
+    A `weighting` is e.g. `min_snr`. By default it is what the target implies."""
     t = (logit_normal(len(x0)) if t is None else t).to(x0)
     eps = torch.randn(x0.shape).to(x0)
     α, σ = (expand_like(v, x0) for v in schedule(t))
-    prediction, wanted = model(α*x0 + σ*eps, t, labels), target(prediction_type, x0, eps, α, σ)
-    if weighting is None: return F.mse_loss(prediction, wanted)
-    α, σ = α.clamp(min=1e-3), σ.clamp(min=1e-3) # for the weight only: at the ends of a chain one of them is 0
-    return (weighting((α/σ)**2)/x0_weight(prediction_type, α, σ)*(prediction - wanted).square()).mean()
+    prediction = model(α*x0 + σ*eps, t, labels)
+    wanted = target(prediction_type, x0, eps, α, σ)
+    if weighting is None:
+        return F.mse_loss(prediction, wanted)
+    # for the weight only: at the ends of a chain one of them is 0
+    α, σ = α.clamp(min=1e-3), σ.clamp(min=1e-3)
+    weight = weighting((α/σ)**2)/x0_weight(prediction_type, α, σ)
+    return (weight*(prediction - wanted).square()).mean()
 
 # %% ../nbs/04_denoiser.ipynb #9fb99f29
 def timestep_embedding(t:Tensor, # (b,) in [0, 1]
                        dim:int   # even
                       )->Tensor: # (b, dim)
-    "Cosines and sines of 1000 t at `dim`/2 frequencies, from 1 down to almost 1/10,000."
-    frequency = torch.exp(-math.log(10_000)*torch.arange(dim//2, device=t.device)/(dim//2))
+    "Cosines and sines of 1000 t at `dim`/2 frequencies, from 1 to almost 1/10,000."
+    steps = torch.arange(dim//2, device=t.device)
+    frequency = torch.exp(-math.log(10_000)*steps/(dim//2))
     angle = 1000*t[:, None]*frequency
     return torch.cat([angle.cos(), angle.sin()], 1)
 
 # %% ../nbs/04_denoiser.ipynb #2813514f
 class TimeResBlock(nn.Module):
-    "A residual block whose second normalisation is scaled and shifted by the embedding of time and class."
+    "A residual block, its second norm scaled and shifted by the embedding."
     def __init__(self, in_width:int, width:int, emb_dim:int):
         super().__init__()
-        self.conv1 = nn.Sequential(nn.GroupNorm(8, in_width), nn.SiLU(), nn.Conv2d(in_width, width, 3, padding=1))
-        self.emb, self.norm = nn.Linear(emb_dim, 2*width), nn.GroupNorm(8, width)
+        self.conv1 = nn.Sequential(nn.GroupNorm(8, in_width), nn.SiLU(),
+                                   nn.Conv2d(in_width, width, 3, padding=1))
+        self.emb = nn.Linear(emb_dim, 2*width)
+        self.norm = nn.GroupNorm(8, width)
         self.conv2 = zero_init(nn.Conv2d(width, width, 3, padding=1))
-        self.skip = nn.Identity() if in_width == width else nn.Conv2d(in_width, width, 1)
+        same = in_width == width
+        self.skip = nn.Identity() if same else nn.Conv2d(in_width, width, 1)
 
-# %% ../nbs/04_denoiser.ipynb #dec0dab9
-@patch
-def forward(self:TimeResBlock, x, emb): # (b, in_width, h, w), (b, emb_dim) -> (b, width, h, w)
-    scale, shift = self.emb(emb)[..., None, None].chunk(2, dim=1)
-    return self.skip(x) + self.conv2(F.silu(self.norm(self.conv1(x))*(1 + scale) + shift))
+    def forward(self, x, emb):
+        "(b, in_width, h, w) features, (b, emb_dim) embedding -> (b, width, h, w)"
+        scale, shift = self.emb(emb)[..., None, None].chunk(2, dim=1)
+        h = self.norm(self.conv1(x))*(1 + scale) + shift
+        return self.skip(x) + self.conv2(F.silu(h))
 
 # %% ../nbs/04_denoiser.ipynb #77e5f786
 class SelfAttention(nn.Module):
     "x + attention over all positions; zero at the start of training."
     def __init__(self, width:int, head_width=32):
         super().__init__()
-        self.heads, self.norm = max(width//head_width, 1), nn.GroupNorm(8, width)
-        if width % self.heads: raise InputError(f'width is {width}: attention with {self.heads} heads needs a multiple of {self.heads}, best of {head_width}')
-        self.qkv, self.out = nn.Conv2d(width, 3*width, 1), zero_init(nn.Conv2d(width, width, 1))
+        self.heads = max(width//head_width, 1)
+        self.norm = nn.GroupNorm(8, width)
+        if width % self.heads:
+            raise InputError(f'width is {width}: attention with {self.heads} heads '
+                             f'needs a multiple of {self.heads}, best of {head_width}')
+        self.qkv = nn.Conv2d(width, 3*width, 1)
+        self.out = zero_init(nn.Conv2d(width, width, 1))
+
     def forward(self, x):
+        "(b, width, h, w) features -> the same shape"
         b, c, h, w = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(b, 3, self.heads, c//self.heads, h*w).transpose(-1, -2).unbind(1)
-        return x + self.out(F.scaled_dot_product_attention(q, k, v).transpose(-1, -2).reshape(b, c, h, w))
+        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c//self.heads, h*w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)   # (b, heads, h*w, c/heads) each
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(-1, -2).reshape(b, c, h, w))
 
 # %% ../nbs/04_denoiser.ipynb #4e5db036
 class UNet(nn.Module):
     "Predicts the noise, data or velocity in noisy latents."
-    def __init__(self, channels=4,     # of the latents
-                 widths=(64, 96),      # at each resolution; the sides are halved from one to the next
-                 blocks=1,             # residual blocks at each resolution, down and up
-                 num_classes=0,        # 0: no labels; the index num_classes means "no class"
-                 emb_dim=192):
+    def __init__(self,
+                 channels=4,      # of the latents
+                 widths=(64, 96), # at each resolution, the finest first
+                 blocks=1,        # residual blocks at each resolution, down and up
+                 num_classes=0,   # 0: no labels; the index num_classes means "no class"
+                 emb_dim=192):    # of the embedding of time and class
         super().__init__()
-        self.config = dict(channels=channels, widths=list(widths), blocks=blocks, num_classes=num_classes, emb_dim=emb_dim)
+        self.config = dict(channels=channels, widths=list(widths), blocks=blocks,
+                           num_classes=num_classes, emb_dim=emb_dim)
         self.num_classes, self.shrinks = num_classes, len(widths) - 1
-        self.time = nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+        self.time = nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(),
+                                  nn.Linear(emb_dim, emb_dim))
         self.label = nn.Embedding(num_classes + 1, emb_dim)
-        self.conv_in, self.down, self.up = nn.Conv2d(channels, widths[0], 3, padding=1), nn.ModuleList(), nn.ModuleList()
+        self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
-            if level: self.down.append(nn.Conv2d(widths[level-1], width, 3, stride=2, padding=1))
+            if level:
+                above = widths[level-1]
+                self.down.append(nn.Conv2d(above, width, 3, stride=2, padding=1))
             self.down.extend(TimeResBlock(width, width, emb_dim) for _ in range(blocks))
-        self.mid = nn.ModuleList([TimeResBlock(width, width, emb_dim), SelfAttention(width), TimeResBlock(width, width, emb_dim)])
+        self.mid = nn.ModuleList([TimeResBlock(width, width, emb_dim),
+                                  SelfAttention(width),
+                                  TimeResBlock(width, width, emb_dim)])
         for level, width in reversed(list(enumerate(widths))):
             self.up.extend(TimeResBlock(2*width, width, emb_dim) for _ in range(blocks))
-            if level: self.up.append(nn.Sequential(nn.Conv2d(width, widths[level-1], 1), nn.Upsample(scale_factor=2.)))
-        self.out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(), zero_init(nn.Conv2d(width, channels, 3, padding=1)))
+            if level:
+                self.up.append(nn.Sequential(nn.Conv2d(width, widths[level-1], 1),
+                                             nn.Upsample(scale_factor=2.)))
+        self.out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(),
+                                 zero_init(nn.Conv2d(width, channels, 3, padding=1)))
 
 # %% ../nbs/04_denoiser.ipynb #a7bfc3c9
-def embed(net,    # has `time`, `label` and `num_classes`
-          x:Tensor, t:Tensor, # (b, ...), (b,) in [0, 1]
-          labels:Tensor|None)->Tensor: # (b, emb_dim)
-    "The embedding of time and class that conditions every block; no labels means the index `num_classes`."
-    labels = torch.full((len(x),), net.num_classes, device=x.device) if labels is None else labels
+def embed(net,       # has time, label and num_classes
+          x:Tensor,  # (b, ...)
+          t:Tensor,  # (b,) in [0, 1]
+          labels:Tensor|None # (b,); None means the index num_classes
+         )->Tensor:  # (b, emb_dim)
+    "The embedding of time and class that conditions every block."
+    if labels is None:
+        labels = torch.full((len(x),), net.num_classes, device=x.device)
     return F.silu(net.time(timestep_embedding(t, 128)) + net.label(labels))
 
-# %% ../nbs/04_denoiser.ipynb #a38e2117
 def check_sides(x:Tensor, multiple:int):
     "`InputError` unless both sides of x (b, c, h, w) are multiples of `multiple`."
-    if any(side % multiple for side in x.shape[-2:]): raise InputError(f'latents are {x.shape[-2]} x {x.shape[-1]}: this network needs both sides to be a multiple of {multiple}')
+    if any(side % multiple for side in x.shape[-2:]):
+        raise InputError(f'latents are {x.shape[-2]} x {x.shape[-1]}: this network '
+                         f'needs both sides to be a multiple of {multiple}')
 
 # %% ../nbs/04_denoiser.ipynb #15fa951f
 @patch
-def forward(self:UNet, x, t, labels=None): # (b, channels, h, w), (b,) in [0, 1], (b,) or None -> like x
+def forward(self:UNet, x, t, labels=None):
+    "(b, channels, h, w) latents, (b,) times in [0, 1], (b,) labels or None -> like x"
     check_sides(x, 2**self.shrinks)
-    emb, h, stack = embed(self, x, t, labels), self.conv_in(x), []
+    emb = embed(self, x, t, labels)
+    h, stack = self.conv_in(x), []
     for layer in self.down:
-        if isinstance(layer, TimeResBlock): h = layer(h, emb); stack.append(h)
-        else: h = layer(h)
+        if isinstance(layer, TimeResBlock):
+            h = layer(h, emb)
+            stack.append(h)
+        else:
+            h = layer(h)
     h = self.mid[2](self.mid[1](self.mid[0](h, emb)), emb)
-    for layer in self.up: h = layer(torch.cat([h, stack.pop()], 1), emb) if isinstance(layer, TimeResBlock) else layer(h)
+    for layer in self.up:
+        if isinstance(layer, TimeResBlock):
+            h = layer(torch.cat([h, stack.pop()], 1), emb)
+        else:
+            h = layer(h)
     return self.out(h)
 
 # %% ../nbs/04_denoiser.ipynb #ce40871b
-def patchify(x:Tensor, p:int)->Tensor: # (b, c, h, w) -> (b, h/p*w/p, c*p*p)
+def patchify(x:Tensor, p:int)->Tensor: # (b, h/p*w/p, c*p*p)
+    "Patches of p by p positions of x (b, c, h, w) as tokens."
     return F.pixel_unshuffle(x, p).flatten(2).transpose(1, 2)
 
-def unpatchify(tokens:Tensor, p:int, h:int, w:int)->Tensor: # the inverse; h and w of the image
+def unpatchify(tokens:Tensor, p:int, h:int, w:int)->Tensor: # (b, c, h, w)
+    "The inverse of `patchify`; h and w are those of the image."
     return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (h//p, w//p)), p)
 
-# %% ../nbs/04_denoiser.ipynb #063c3e79
 def position_embedding(h:int, w:int, dim:int)->Tensor: # (h*w, dim)
     "Sines and cosines of row (first half) and column (second half)."
     row, col = torch.meshgrid(torch.arange(h), torch.arange(w), indexing='ij')
-    return torch.cat([timestep_embedding(v.flatten()/1000, dim//2) for v in (row, col)], 1)
+    halves = [timestep_embedding(v.flatten()/1000, dim//2) for v in (row, col)]
+    return torch.cat(halves, 1)
 
 # %% ../nbs/04_denoiser.ipynb #ee78b2af
 class DiTBlock(nn.Module):
-    "Attention over tokens, then an MLP on each, both shifted, scaled and gated by the embedding (Peebles and Xie 2023, adaLN-zero)."
+    """Attention over tokens, then an MLP on each (adaLN-zero).
+
+    Both are shifted, scaled and gated by the embedding (Peebles and Xie 2023)."""
     def __init__(self, width:int, emb_dim:int, head_width=32):
         super().__init__()
-        if width % head_width: raise InputError(f'width is {width}: each head takes {head_width} channels, choose a multiple of {head_width}')
-        self.heads, self.norm = width//head_width, nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        if width % head_width:
+            raise InputError(f'width is {width}: each head takes {head_width} '
+                             f'channels, choose a multiple of {head_width}')
+        self.heads = width//head_width
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.qkv, self.out = nn.Linear(width, 3*width), nn.Linear(width, width)
-        self.mlp = nn.Sequential(nn.Linear(width, 4*width), nn.GELU('tanh'), nn.Linear(4*width, width))
+        self.mlp = nn.Sequential(nn.Linear(width, 4*width), nn.GELU('tanh'),
+                                 nn.Linear(4*width, width))
         self.modulation = zero_init(nn.Linear(emb_dim, 6*width))
 
-# %% ../nbs/04_denoiser.ipynb #aea16f0a
-@patch
-def attend(self:DiTBlock, x): # (b, n, width) -> the same
-    q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-    return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+    def attend(self, x):
+        "(b, n, width) tokens -> the same shape: each is given a mix of all"
+        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)   # (b, heads, n, width/heads)
+        return self.out(mixed.transpose(1, 2).flatten(2))
 
-# %% ../nbs/04_denoiser.ipynb #85823eef
-@patch
-def forward(self:DiTBlock, x, emb): # (b, n, width), (b, emb_dim) -> like x
-    shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(emb)[:, None].chunk(6, dim=2)
-    x = x + gate1*self.attend(self.norm(x)*(1 + scale1) + shift1)
-    return x + gate2*self.mlp(self.norm(x)*(1 + scale2) + shift2)
+    def forward(self, x, emb):
+        "(b, n, width) tokens, (b, emb_dim) embedding -> like x"
+        modulation = self.modulation(emb)[:, None].chunk(6, dim=2)
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        x = x + gate1*self.attend(self.norm(x)*(1 + scale1) + shift1)
+        return x + gate2*self.mlp(self.norm(x)*(1 + scale2) + shift2)
 
 # %% ../nbs/04_denoiser.ipynb #fff35a67
 class DiT(nn.Module):
-    "A diffusion transformer: predicts the noise, data or velocity in noisy latents; the same inputs and outputs as `UNet`."
-    def __init__(self, channels=4, width=128, depth=4, patch_size=2, num_classes=0, emb_dim=144):
+    """A diffusion transformer: predicts the noise, data or velocity in noisy latents.
+
+    It has the same inputs and outputs as `UNet`."""
+    def __init__(self,
+                 channels=4,    # of the latents
+                 width=128,     # of a token
+                 depth=4,       # blocks
+                 patch_size=2,  # positions of a patch's side
+                 num_classes=0, # 0: no labels; the index num_classes means "no class"
+                 emb_dim=144):  # of the embedding of time and class
         super().__init__()
-        self.config = dict(channels=channels, width=width, depth=depth, patch_size=patch_size, num_classes=num_classes, emb_dim=emb_dim)
+        self.config = dict(channels=channels, width=width, depth=depth,
+                           patch_size=patch_size, num_classes=num_classes,
+                           emb_dim=emb_dim)
         self.num_classes, self.patch_size, self.width = num_classes, patch_size, width
-        self.time = nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(), nn.Linear(emb_dim, emb_dim))
+        self.time = nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(),
+                                  nn.Linear(emb_dim, emb_dim))
         self.label = nn.Embedding(num_classes + 1, emb_dim)
         self.embed_patch = nn.Linear(channels*patch_size**2, width)
         self.blocks = nn.ModuleList(DiTBlock(width, emb_dim) for _ in range(depth))
-        self.norm, self.modulation = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6), zero_init(nn.Linear(emb_dim, 2*width))
+        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation = zero_init(nn.Linear(emb_dim, 2*width))
         self.out = zero_init(nn.Linear(width, channels*patch_size**2))
 
 # %% ../nbs/04_denoiser.ipynb #3df26610
 @patch
-def forward(self:DiT, x, t, labels=None): # (b, channels, h, w), (b,) in [0, 1], (b,) or None -> like x
-    p, (h, w) = self.patch_size, x.shape[-2:]; check_sides(x, p)
-    emb, tokens = embed(self, x, t, labels), self.embed_patch(patchify(x, p)) + position_embedding(h//p, w//p, self.width).to(x)
-    for block in self.blocks: tokens = block(tokens, emb)
+def forward(self:DiT, x, t, labels=None):
+    "(b, channels, h, w) latents, (b,) times in [0, 1], (b,) labels or None -> like x"
+    p, (h, w) = self.patch_size, x.shape[-2:]
+    check_sides(x, p)
+    emb = embed(self, x, t, labels)
+    where = position_embedding(h//p, w//p, self.width).to(x)
+    tokens = self.embed_patch(patchify(x, p)) + where   # (b, n, width)
+    for block in self.blocks:
+        tokens = block(tokens, emb)
     shift, scale = self.modulation(emb)[:, None].chunk(2, dim=2)
     return unpatchify(self.out(self.norm(tokens)*(1 + scale) + shift), p, h, w)
 
 # %% ../nbs/04_denoiser.ipynb #d4d024bc
-def guided(model,           # (x_t, t, labels) -> prediction
+def guided(model,              # (x_t, t, labels) -> prediction
            labels:Tensor|None, # (b,), or None for no condition
-           schedule, prediction_type='flow_prediction',
-           guidance:float=1.,  # 0: ignore labels; 1: follow them; more: away from the prediction without a label
+           schedule,           # a Schedule
+           prediction_type='flow_prediction', # one of PREDICTIONS
+           guidance:float=1.,  # 0: ignore labels; 1: follow them; more: exaggerate them
            guide=None,         # a weaker network for the same task
            autoguidance:float=1. # more than 1: away from the guide
           )->object:           # a function (x_t, t) -> (x0, eps)
-    "The denoiser that `sample_chain` wants: p + (guidance - 1)(p - p without label) + (autoguidance - 1)(p - the guide's p), with p the prediction (Ho and Salimans 2021, Karras et al. 2024)."
-    if autoguidance != 1 and guide is None: raise InputError(f'autoguidance is {autoguidance}, and there is no guide: pass the network to go away from')
-    if labels is not None and guidance == 0: labels, guidance = torch.full_like(labels, model.num_classes), 1.
+    """The denoiser that `sample_chain` wants, led away from worse predictions.
+
+    p + (guidance - 1)(p - p without label) + (autoguidance - 1)(p - the guide's p),
+    with p the prediction (Ho and Salimans 2021, Karras et al. 2024)."""
+    if autoguidance != 1 and guide is None:
+        raise InputError(f'autoguidance is {autoguidance}, and there is no guide: '
+                         'pass the network to go away from')
+    if labels is not None and guidance == 0:
+        labels, guidance = torch.full_like(labels, model.num_classes), 1.
     def denoise(x, t):
         times = t.expand(len(x))
-        if labels is None or guidance == 1: prediction = p = model(x, times, labels)
+        if labels is None or guidance == 1:
+            prediction = p = model(x, times, labels)
         else:
             none = torch.full_like(labels, model.num_classes)
-            p, without = model(torch.cat([x, x]), times.repeat(2), torch.cat([labels, none])).chunk(2)
+            p, without = model(torch.cat([x, x]), times.repeat(2),
+                               torch.cat([labels, none])).chunk(2)
             prediction = p + (guidance - 1)*(p - without)
-        if autoguidance != 1: prediction = prediction + (autoguidance - 1)*(p - guide(x, times, labels))
+        if autoguidance != 1:
+            prediction = prediction + (autoguidance - 1)*(p - guide(x, times, labels))
         return to_x0_eps(prediction_type, prediction, x, *schedule(t))
     return denoise

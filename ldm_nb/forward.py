@@ -9,6 +9,7 @@ __all__ = ['SCHEDULES', 'PREDICTIONS', 'posterior', 'betas', 'alpha_bars', 'edm_
 # %% ../nbs/03_forward.ipynb #1cc01acf
 import math
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 from .core import *
 
@@ -17,51 +18,89 @@ def posterior(x0:Tensor, x_t:Tensor,  # (b, ...), clean data and the noisy point
               alpha_s, sigma_s,       # at the earlier time, numbers or 0-d tensors
               alpha_t, sigma_t        # at the time of x_t
              )->tuple:                # (mean like x_t, standard deviation)
-    "The Gaussian q(x_s | x_t, x_0) of the chain for s before t (Ho et al. 2020, eq. 7, where s = t - 1)."
-    ratio = alpha_t/alpha_s; jump = sigma_t**2 - ratio**2*sigma_s**2    # variance of q(x_t | x_s)
-    return (ratio*sigma_s**2*x_t + alpha_s*jump*x0)/sigma_t**2, (sigma_s**2*jump/sigma_t**2)**.5
+    """The Gaussian q(x_s | x_t, x_0) of the chain for s before t.
+    Ho et al. 2020, eq. 7, where s = t - 1."""
+    ratio = alpha_t/alpha_s
+    jump = sigma_t**2 - ratio**2*sigma_s**2    # variance of q(x_t | x_s)
+    mean = (ratio*sigma_s**2*x_t + alpha_s*jump*x0)/sigma_t**2
+    return mean, (sigma_s**2*jump/sigma_t**2)**.5
 
 # %% ../nbs/03_forward.ipynb #06e5c59f
-def betas(name:str,       # linear, scaled_linear or cosine
-          T:int=1000)->Tensor: # (T,), float64
-    "Variance that each step of a chain adds: DDPM's linear, Stable Diffusion's scaled linear, the cosine of Nichol and Dhariwal 2021, eq. 17."
-    if name == 'linear': return torch.linspace(1e-4, .02, T, dtype=torch.float64)
-    if name == 'scaled_linear': return torch.linspace(.00085**.5, .012**.5, T, dtype=torch.float64)**2
-    if name != 'cosine': raise InputError(f'betas are asked for {name!r}: choose linear, scaled_linear or cosine')
-    f = (((torch.arange(T + 1, dtype=torch.float64)/T + .008)/1.008)*math.pi/2).cos()**2
+def betas(name:str,    # linear, scaled_linear or cosine
+          T:int=1000   # steps
+         )->Tensor:    # (T,), float64
+    """Variance that each step of a chain adds.
+    DDPM's linear, Stable Diffusion's scaled linear, or the cosine of Nichol and
+    Dhariwal 2021, eq. 17."""
+    if name == 'linear':
+        return torch.linspace(1e-4, .02, T, dtype=torch.float64)
+    if name == 'scaled_linear':
+        return torch.linspace(.00085**.5, .012**.5, T, dtype=torch.float64)**2
+    if name != 'cosine':
+        raise InputError(f'betas are asked for {name!r}: '
+                         'choose linear, scaled_linear or cosine')
+    k = torch.arange(T + 1, dtype=torch.float64)
+    f = (((k/T + .008)/1.008)*math.pi/2).cos()**2
     return (1 - f[1:]/f[:-1]).clamp(max=.999)
 
 # %% ../nbs/03_forward.ipynb #90c9a69d
-def alpha_bars(name:str,      # linear, scaled_linear, cosine, sigmoid or zero_snr
-               T:int=1000)->Tensor: # (T + 1,), float64; the first is 1, the data
+def alpha_bars(name:str,   # linear, scaled_linear, cosine, sigmoid or zero_snr
+               T:int=1000  # steps
+              )->Tensor:   # (T + 1,), float64; the first is 1, the data
     "The share of the data's variance that is left after each step of a chain."
     if name == 'sigmoid':
         s = torch.linspace(3, -3, T + 1, dtype=torch.float64).sigmoid()
         return (s - s[-1])/(s[0] - s[-1])
-    ab = torch.cat([torch.ones(1, dtype=torch.float64), (1 - betas('scaled_linear' if name == 'zero_snr' else name, T)).cumprod(0)])
-    if name == 'zero_snr': r = ab[1:].sqrt(); ab[1:] = ((r - r[-1])*r[0]/(r[0] - r[-1]))**2
+    β = betas('scaled_linear' if name == 'zero_snr' else name, T)
+    ab = torch.cat([torch.ones(1, dtype=torch.float64), (1 - β).cumprod(0)])
+    if name == 'zero_snr':
+        r = ab[1:].sqrt()
+        ab[1:] = ((r - r[-1])*r[0]/(r[0] - r[-1]))**2
     return ab
 
 # %% ../nbs/03_forward.ipynb #0af5c5a3
-def edm_sigma(t:Tensor, lowest=.002, highest=80., rho=7.)->Tensor: # like t
-    "EDM's noise level at t in [0, 1], data at 0 (Karras et al. 2022, eq. 5)."
+def edm_sigma(t:Tensor,    # in [0, 1], data at 0
+              lowest=.002, highest=80., rho=7.
+             )->Tensor:    # like t
+    "EDM's noise level at t (Karras et al. 2022, eq. 5)."
     return (lowest**(1/rho) + t*(highest**(1/rho) - lowest**(1/rho)))**rho
 
-SCHEDULES = 'flow', 'linear', 'scaled_linear', 'cosine', 'sigmoid', 'zero_snr', 'edm'
+# %% ../nbs/03_forward.ipynb #a83e23e2
+SCHEDULES = ('flow', 'linear', 'scaled_linear', 'cosine',
+             'sigmoid', 'zero_snr', 'edm')
 
 # %% ../nbs/03_forward.ipynb #a810b604
 class Schedule:
-    "How much signal (alpha) and noise (sigma) there is at time t in [0, 1]; t = 0 is data."
-    def __init__(self, name:str='flow', # one of `SCHEDULES`
-                 T:int=1000):           # steps of the chain; `flow` and `edm` are continuous and need none
-        if name not in SCHEDULES: raise InputError(f'schedule is {name!r}: choose one of {", ".join(SCHEDULES)}')
+    "How much signal (alpha) and noise (sigma) there is at t in [0, 1]; t = 0 is data."
+    def __init__(self,
+                 name:str='flow', # one of SCHEDULES
+                 T:int=1000):     # steps of the chain; flow and edm need none
+        if name not in SCHEDULES:
+            raise InputError(f'schedule is {name!r}: '
+                             f'choose one of {", ".join(SCHEDULES)}')
         self.name, self.T = name, T
-        if name not in ('flow', 'edm'): self.alpha_bar = alpha_bars(name, T)
-    def __call__(self, t:Tensor)->tuple: # (alpha, sigma), shaped like t
+        if name not in ('flow', 'edm'):
+            self.alpha_bar = alpha_bars(name, T)
+    def __call__(self, t:Tensor # of any shape, in [0, 1]
+                )->tuple:       # (alpha, sigma), shaped like t
+        "Signal and noise at the times t; a chain is read at its step t T, rounded."
         if self.name == 'flow': return 1 - t, t
-        if self.name == 'edm': σ = edm_sigma(t); α = (1 + σ**2)**-.5; return α, σ*α
+        if self.name == 'edm':
+            σ = edm_sigma(t)
+            α = (1 + σ**2)**-.5
+            return α, σ*α
         ab = self.alpha_bar[(t*self.T).round().long().cpu()]
         return tuple(v.sqrt().to(t.dtype).to(t.device) for v in (ab, 1 - ab))
+
+# %% ../nbs/03_forward.ipynb #ac06f1be
+@patch
+def __repr__(self:Schedule):
+    "The name, what α and σ are taken from, and the SNR at both ends in decibels."
+    α, σ = self(torch.tensor([0., 1.], dtype=torch.float64))
+    first, last = (20*(α/σ).log10()).tolist()
+    formulas = dict(flow='alpha = 1 - t, sigma = t', edm='sigma/alpha = edm_sigma(t)')
+    source = formulas.get(self.name, f'table of {self.T + 1:,} entries')
+    return f'Schedule({self.name!r}: {source}; SNR {first:.3g} to {last:.3g} dB)'
 
 # %% ../nbs/03_forward.ipynb #3c311a54
 def expand_like(v:Tensor, # (b,), a number for each sample
@@ -70,30 +109,49 @@ def expand_like(v:Tensor, # (b,), a number for each sample
     "A number a sample, shaped so that it multiplies x."
     return v.view(-1, *[1]*(x.ndim - 1))
 
-def add_noise(schedule, x0:Tensor, eps:Tensor, t:Tensor)->Tensor: # like x0
-    "x_t = alpha_t x_0 + sigma_t eps, for t of shape (b,): the closed form of the forward chain."
+# %% ../nbs/03_forward.ipynb #9ba5d0cf
+def add_noise(schedule,              # a Schedule
+              x0:Tensor, eps:Tensor, # (b, ...), clean data and noise
+              t:Tensor               # (b,), times
+             )->Tensor:              # like x0
+    "x_t = alpha_t x_0 + sigma_t eps: the closed form of the forward chain."
     α, σ = (expand_like(v, x0) for v in schedule(t))
     return α*x0 + σ*eps
 
 # %% ../nbs/03_forward.ipynb #1ea61f49
 PREDICTIONS = 'epsilon', 'sample', 'v_prediction', 'flow_prediction'
 
-def target(prediction_type:str, x0:Tensor, eps:Tensor, alpha:Tensor, sigma:Tensor)->Tensor: # like x0
-    "What a network of `prediction_type` is trained to output; alpha and sigma broadcast against x0."
+def _unknown(prediction_type):
+    return InputError(f'prediction_type is {prediction_type!r}: '
+                      f'choose one of {", ".join(PREDICTIONS)}')
+
+# %% ../nbs/03_forward.ipynb #099b61fe
+def target(prediction_type:str,           # one of PREDICTIONS
+           x0:Tensor, eps:Tensor,         # clean data and noise
+           alpha:Tensor, sigma:Tensor     # broadcast against x0
+          )->Tensor:                      # like x0
+    "What a network of `prediction_type` is trained to output."
     if prediction_type == 'epsilon': return eps
     if prediction_type == 'sample': return x0
     if prediction_type == 'v_prediction': return alpha*eps - sigma*x0
     if prediction_type == 'flow_prediction': return eps - x0
-    raise InputError(f'prediction_type is {prediction_type!r}: choose one of {", ".join(PREDICTIONS)}')
+    raise _unknown(prediction_type)
 
 # %% ../nbs/03_forward.ipynb #6bd7370b
-def to_x0_eps(prediction_type:str, prediction:Tensor, x_t:Tensor, alpha:Tensor, sigma:Tensor)->tuple: # (x0, eps), both like x_t
-    "The clean data and the noise that a prediction stands for. Dividing by a zero alpha or sigma is avoided by a floor of 1e-6."
-    if prediction_type == 'epsilon': return (x_t - sigma*prediction)/alpha.clamp(min=1e-6), prediction
-    if prediction_type == 'sample': return prediction, (x_t - alpha*prediction)/sigma.clamp(min=1e-6)
+def to_x0_eps(prediction_type:str,            # one of PREDICTIONS
+              prediction:Tensor, x_t:Tensor,  # of the same shape
+              alpha:Tensor, sigma:Tensor      # broadcast against x_t
+             )->tuple:                        # (x0, eps), both like x_t
+    """The clean data and the noise that a prediction stands for.
+    Dividing by a zero alpha or sigma is avoided by a floor of 1e-6."""
+    if prediction_type == 'epsilon':
+        return (x_t - sigma*prediction)/alpha.clamp(min=1e-6), prediction
+    if prediction_type == 'sample':
+        return prediction, (x_t - alpha*prediction)/sigma.clamp(min=1e-6)
     if prediction_type == 'v_prediction':
         norm = alpha**2 + sigma**2
         return (alpha*x_t - sigma*prediction)/norm, (sigma*x_t + alpha*prediction)/norm
     if prediction_type == 'flow_prediction':
-        return (x_t - sigma*prediction)/(alpha + sigma), (x_t + alpha*prediction)/(alpha + sigma)
-    raise InputError(f'prediction_type is {prediction_type!r}: choose one of {", ".join(PREDICTIONS)}')
+        norm = alpha + sigma
+        return (x_t - sigma*prediction)/norm, (x_t + alpha*prediction)/norm
+    raise _unknown(prediction_type)

@@ -10,9 +10,12 @@ __all__ = ['METHODS', 'optimal_flow_loss', 'effective_rank', 'Joint', 'naive_los
 import copy, math
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# %% ../nbs/09_joint.ipynb #18657175
 from .core import *
 from .data import *
 from .loop import *
@@ -25,12 +28,17 @@ from .training import *
 # %% ../nbs/09_joint.ipynb #23b7c7b0
 def optimal_flow_loss(cov:Tensor # (d, d), covariance of Gaussian latents
                      )->Tensor:  # a scalar, summed over the d dimensions
-    "The lowest flow-matching loss any network can reach on Gaussian latents, for uniform t: pi/2 times the trace of the root of `cov`."
+    """The lowest flow-matching loss any network can reach on Gaussian latents.
+
+    For uniform t it is pi/2 times the trace of the root of `cov`."""
     return math.pi/2*torch.linalg.eigvalsh(cov).clamp(min=0).sqrt().sum()
 
 # %% ../nbs/09_joint.ipynb #59cd3a63
-def effective_rank(z:Tensor)->float: # from 1 to d
-    "In how many directions the variance of latents (n, ...) is spread: exp of the entropy of the covariance's eigenvalues (Roy and Vetterli 2007)."
+def effective_rank(z:Tensor # (n, ...), latents
+                  )->float: # from 1 to d
+    """In how many directions the variance of latents is spread.
+
+    It is exp of the entropy of the covariance's eigenvalues (Roy and Vetterli 2007)."""
     z = z.detach().cpu().double().flatten(1)
     p = torch.linalg.svdvals(z - z.mean(0))**2
     p = p/p.sum()
@@ -42,16 +50,23 @@ class Joint(nn.Module):
     def __init__(self, vae:VAE, denoiser:UNet, stats:LatentStats, feature_width=64):
         super().__init__()
         self.vae, self.denoiser, self.stats = vae, denoiser, stats
-        self.norm = nn.BatchNorm2d(vae.latent_channels, affine=False) # its statistics follow the latents
-        width = denoiser.mid[2].conv2.out_channels # `project` is for the method `aligned`, below
-        self.project = nn.Sequential(nn.Conv2d(width, 2*width, 1), nn.SiLU(), nn.Conv2d(2*width, feature_width, 1))
+        self.norm = nn.BatchNorm2d(vae.latent_channels, affine=False)
+        width = denoiser.mid[2].conv2.out_channels
+        self.project = nn.Sequential(nn.Conv2d(width, 2*width, 1), nn.SiLU(),
+                                     nn.Conv2d(2*width, feature_width, 1))
 
 # %% ../nbs/09_joint.ipynb #eced8f5e
-def naive_loss(model:Joint, x:Tensor, y:Tensor|None, schedule, prediction_type, # images (b, c, h, w), labels (b,)
-               kl_weight=3e-3, normalised=False)->tuple: # (loss, diffusion loss, reconstruction error)
-    "Reconstruction + KL + a diffusion loss whose gradient goes through the latents into the encoder."
+def naive_loss(model:Joint,
+               x:Tensor,        # (b, c, h, w), images
+               y:Tensor|None,   # (b,), labels
+               schedule, prediction_type,
+               kl_weight=3e-3,
+               normalised=False # with current statistics, not those of stage one
+              )->tuple:         # (loss, diffusion loss, reconstruction error)
+    "Reconstruction + KL + a diffusion loss whose gradient reaches the encoder."
     mean, logvar = model.vae.posterior(x)
-    error, kl = clipped_mse(model.vae.decode(reparameterize(mean, logvar)), x), kl_divergence(mean, logvar).mean()
+    error = clipped_mse(model.vae.decode(reparameterize(mean, logvar)), x)
+    kl = kl_divergence(mean, logvar).mean()
     z = model.norm(mean.float()) if normalised else model.stats.normalize(mean.float())
     diffusion = diffusion_loss(model.denoiser, z, y, schedule, prediction_type)
     return error + kl_weight*kl + diffusion, diffusion, error
@@ -65,58 +80,111 @@ def _denoiser(model, features, lr, vae_lr):
     return loss, dict(denoiser=lr), True
 
 # %% ../nbs/09_joint.ipynb #016de7f1
-def _naive(model, features, lr, vae_lr): return naive_loss, dict(denoiser=lr, vae=vae_lr), True
-def _normalised(model, features, lr, vae_lr): return lambda *args: naive_loss(*args, normalised=True), dict(denoiser=lr, vae=vae_lr), False
+def _naive(model, features, lr, vae_lr):
+    return naive_loss, dict(denoiser=lr, vae=vae_lr), True
+
+# %% ../nbs/09_joint.ipynb #c088b3d6
+def _normalised(model, features, lr, vae_lr):
+    loss = partial(naive_loss, normalised=True)
+    return loss, dict(denoiser=lr, vae=vae_lr), False
 METHODS = dict(denoiser=_denoiser, naive=_naive, normalised=_normalised)
 
+# %% ../nbs/09_joint.ipynb #015eaa20
+def _check_request(ldm, data, method, features):
+    "`InputError` unless `finetune` can do what it is asked for."
+    if method not in METHODS:
+        raise InputError(f'method is {method!r}: choose one of {", ".join(METHODS)}')
+    if method in ('aligned', 'decoder') and features is None:
+        raise InputError(f'{method} needs a frozen network: pass features')
+    size, classes = data.images.shape[-2:], len(data.classes)
+    other_classes = data.labels is not None and classes != ldm.ema.num_classes
+    if size != ldm.image_size or other_classes:
+        raise InputError(f'{data.name} has {classes} classes and images of '
+                         f'{tuple(size)}, the model {ldm.ema.num_classes} and '
+                         f'{ldm.image_size}: they must agree')
+
 # %% ../nbs/09_joint.ipynb #21823a46
-def finetune(ldm:LatentDiffusion, data:ImageData, method='aligned', # or denoiser, decoder, naive, normalised
-             features=None,      # frozen: images (b, c, h, w) -> (b, feature_width, h', w'), for `aligned`; a `Classifier` for `decoder`
-             lr=1e-3, vae_lr=5e-4, batch_size=64, seed=0, label_dropout=.1,
-             **budget)->tuple:   # num_steps or seconds, checkpoint, callback: as for `fit` -> (LatentDiffusion, what `fit` returns)
-    "Train both stages of a copy of `ldm` together on `data`, by one of the `METHODS`. The given model stays as it is. `denoiser` and `decoder` keep its guide; by the others the latents move away from it."
-    if method not in METHODS: raise InputError(f'method is {method!r}: choose one of {", ".join(METHODS)}')
-    if method in ('aligned', 'decoder') and features is None: raise InputError(f'{method} needs a frozen network: pass features')
-    if data.images.shape[-2:] != ldm.image_size or (data.labels is not None and len(data.classes) != ldm.ema.num_classes):
-        raise InputError(f'{data.name} has {len(data.classes)} classes and images of {tuple(data.images.shape[-2:])}, the model {ldm.ema.num_classes} and {ldm.image_size}: they must agree')
+def finetune(ldm:LatentDiffusion, data:ImageData,
+             method='aligned', # or denoiser, decoder, naive, normalised
+             features=None,    # frozen: CutFeatures; for decoder a Classifier
+             lr=1e-3,          # of the denoiser
+             vae_lr=5e-4, batch_size=64, seed=0, label_dropout=.1,
+             **budget          # num_steps or seconds, checkpoint, callback: as for fit
+            )->tuple:          # (LatentDiffusion, what fit returns)
+    """Train both stages of a copy of `ldm` together on `data`, by one of the `METHODS`.
+
+    The given model stays as it is. For `aligned`, `features` may be any network from
+    images (b, c, h, w) to (b, feature_width, h', w'). The methods `denoiser` and
+    `decoder` keep the guide. By the others the latents move away from it."""
+    _check_request(ldm, data, method, features)
     device, images = default_device(), pad_images(data.images, ldm._multiple)
-    if features is not None: features = copy.deepcopy(features).to(device).eval().requires_grad_(False)
+    if features is not None:
+        features = copy.deepcopy(features).to(device).eval().requires_grad_(False)
     torch.manual_seed(seed_for(seed, 'joint'))
-    model = Joint(copy.deepcopy(ldm.autoencoder), copy.deepcopy(ldm.ema), ldm.stats, getattr(features, 'width', 64)).requires_grad_(True)
+    model = Joint(copy.deepcopy(ldm.autoencoder), copy.deepcopy(ldm.ema), ldm.stats,
+                  getattr(features, 'width', 64)).requires_grad_(True)
     loss_of, rates, fixed = METHODS[method](model, features, lr, vae_lr)
-    latents = ldm.stats.normalize(cached_latents(ldm.autoencoder, images)) if method == 'denoiser' else None
+    inputs = images
+    if method == 'denoiser':
+        inputs = ldm.stats.normalize(cached_latents(ldm.autoencoder, images))
     def loss(model, i):
-        y = None if data.labels is None else data.labels[i].where(torch.rand(len(i)) >= label_dropout, ldm.ema.num_classes).to(device)
-        return loss_of(model, (images if latents is None else latents)[i].to(device), y, ldm.schedule, ldm.prediction_type)
-    same = dict(model=ldm.stats.fingerprint + fingerprint(ldm.ema), data=data.fingerprint(), label_dropout=label_dropout)
-    run = fit(model, loss, len(images), batch_size, rates, seed=seed, stage=f'joint, {method}', ema_decay=.99, same=same, **budget)
+        y = None
+        if data.labels is not None:
+            kept = torch.rand(len(i)) >= label_dropout
+            y = data.labels[i].where(kept, ldm.ema.num_classes).to(device)
+        x = inputs[i].to(device)
+        return loss_of(model, x, y, ldm.schedule, ldm.prediction_type)
+    same = dict(model=ldm.stats.fingerprint + fingerprint(ldm.ema),
+                data=data.fingerprint(), label_dropout=label_dropout)
+    run = fit(model, loss, len(images), batch_size, rates, seed=seed, ema_decay=.99,
+              stage=f'joint, {method}', same=same, **budget)
     return _assemble(ldm, run, images, fixed, method), run
 
 # %% ../nbs/09_joint.ipynb #bdb26561
 def _assemble(ldm, run, images, fixed, method)->LatentDiffusion:
-    "A `LatentDiffusion` of the trained parts; `fixed`: the denoiser was trained on latents scaled as before."
-    vae, denoiser, ema = run['model'].vae, run['model'].denoiser, run['ema'].denoiser
-    for net in (vae, denoiser, ema): net.eval().requires_grad_(False)
-    stats = replace(ldm.stats, encoder=fingerprint(vae)) if fixed else latent_stats(vae, images)
+    "A `LatentDiffusion` of the trained parts; `fixed`: latents are scaled as before."
+    vae, denoiser = run['model'].vae, run['model'].denoiser
+    ema = run['ema'].denoiser
+    for net in (vae, denoiser, ema):
+        net.eval().requires_grad_(False)
+    if fixed:
+        stats = replace(ldm.stats, encoder=fingerprint(vae))
+    else:
+        stats = latent_stats(vae, images)
     denoiser.trained_on = ema.trained_on = stats.fingerprint
-    guide = copy.deepcopy(ldm.guide) if ldm.guide and method in ('denoiser', 'decoder') else None # elsewhere the latents have moved away from it
-    if guide: guide.trained_on = stats.fingerprint
-    card = ldm.card | dict(finetuned=dict(method=method, steps=len(run['losses']), seconds=round(run['seconds'], 1), interrupted=run['interrupted']))
-    return LatentDiffusion(vae, stats, denoiser, ema, ldm.schedule.name, ldm.prediction_type, ldm.image_size, ldm.classes, card, guide).to(ldm.device)
+    guide = None
+    if ldm.guide and method in ('denoiser', 'decoder'):
+        guide = copy.deepcopy(ldm.guide)
+        guide.trained_on = stats.fingerprint
+    finetuned = dict(method=method, steps=len(run['losses']),
+                     seconds=round(run['seconds'], 1), interrupted=run['interrupted'])
+    card = ldm.card | dict(finetuned=finetuned)
+    return LatentDiffusion(vae, stats, denoiser, ema, ldm.schedule.name,
+                           ldm.prediction_type, ldm.image_size, ldm.classes, card,
+                           guide).to(ldm.device)
 
 # %% ../nbs/09_joint.ipynb #dc832004
 class CutFeatures(nn.Module):
-    "The frozen convolutions of a `Classifier` at its first two resolutions: images (b, c, h, w) -> (b, `width`, h/4, w/4)."
-    def __init__(self, classifier:Classifier): super().__init__(); self.net = copy.deepcopy(classifier).eval().requires_grad_(False); self.width = 2*classifier.config['width']
-    def forward(self, x): return self.net.body[:6](x)
+    "The frozen convolutions of a `Classifier` at its first two resolutions."
+    def __init__(self, classifier:Classifier):
+        super().__init__()
+        self.net = copy.deepcopy(classifier).eval().requires_grad_(False)
+        self.width = 2*classifier.config['width']
+    def forward(self, x):
+        "Images (b, c, h, w) -> features (b, width, h/4, w/4)."
+        return self.net.body[:6](x)
 
 # %% ../nbs/09_joint.ipynb #7d9e3670
 @contextmanager
 def outputs_of(layer:nn.Module):
-    "Yield a list in which everything lands that `layer` puts out while the context lasts."
-    caught = []; hook = layer.register_forward_hook(lambda module, inputs, output: caught.append(output))
-    try: yield caught
-    finally: hook.remove()
+    "Yield a list that collects what `layer` puts out while the context lasts."
+    caught = []
+    def catch(module, inputs, output): caught.append(output)
+    hook = layer.register_forward_hook(catch)
+    try:
+        yield caught
+    finally:
+        hook.remove()
 
 # %% ../nbs/09_joint.ipynb #5f835a4d
 def bridge(z:Tensor, gradient:Tensor)->Tensor: # a scalar
@@ -124,35 +192,66 @@ def bridge(z:Tensor, gradient:Tensor)->Tensor: # a scalar
     return ((z - z.detach())*gradient.detach()).sum()
 
 # %% ../nbs/09_joint.ipynb #f7a0391f
-def aligned_loss(model:Joint, x:Tensor, y:Tensor|None, schedule, prediction_type, features,
-                 kl_weight=3e-3, align=.5, align_vae=1.5)->tuple: # (loss, diffusion loss, reconstruction error, alignment loss)
-    "Reconstruction + KL for the autoencoder, the diffusion loss for the denoiser, alignment for both (Leng et al. 2025; their weights 0.5 and 1.5)."
+def aligned_loss(model:Joint,
+                 x:Tensor,      # (b, c, h, w), images
+                 y:Tensor|None, # (b,), labels
+                 schedule, prediction_type,
+                 features,      # frozen network: images -> (b, feature_width, h', w')
+                 kl_weight=3e-3,
+                 align=.5,      # the alignment's weight for the denoiser
+                 align_vae=1.5  # and for the encoder
+                )->tuple:       # (loss, diffusion, reconstruction, alignment)
+    """REPA-E's loss (Leng et al. 2025), with the weights 0.5 and 1.5 of its authors.
+
+    Reconstruction + KL for the autoencoder, the diffusion loss for the denoiser, and
+    the alignment for both."""
     mean, logvar = model.vae.posterior(x)
-    error, kl = clipped_mse(model.vae.decode(reparameterize(mean, logvar)), x), kl_divergence(mean, logvar).mean()
-    z = model.norm(mean.float()); cut = z.detach().requires_grad_()
-    with outputs_of(model.denoiser.mid[2]) as middle: diffusion = diffusion_loss(model.denoiser, cut, y, schedule, prediction_type)
-    predicted = model.project(middle[0])                                      # (b, feature_width, h', w')
-    with torch.no_grad(): wanted = F.adaptive_avg_pool2d(features(x), predicted.shape[-2:])
+    error = clipped_mse(model.vae.decode(reparameterize(mean, logvar)), x)
+    kl = kl_divergence(mean, logvar).mean()
+    z = model.norm(mean.float())
+    cut = z.detach().requires_grad_()
+    with outputs_of(model.denoiser.mid[2]) as middle:
+        diffusion = diffusion_loss(model.denoiser, cut, y, schedule, prediction_type)
+    predicted = model.project(middle[0])                # (b, feature_width, h', w')
+    with torch.no_grad():
+        wanted = F.adaptive_avg_pool2d(features(x), predicted.shape[-2:])
     alignment = 1 - F.cosine_similarity(predicted, wanted, dim=1).mean()
     gradient, = torch.autograd.grad(alignment, cut, retain_graph=True)
-    return error + kl_weight*kl + diffusion + align*alignment + align_vae*bridge(z, gradient), diffusion, error, alignment
+    autoencoder = error + kl_weight*kl
+    loss = autoencoder + diffusion + align*alignment + align_vae*bridge(z, gradient)
+    return loss, diffusion, error, alignment
+
+# %% ../nbs/09_joint.ipynb #68e3d99d
+def _aligned(model, features, lr, vae_lr):
+    loss = partial(aligned_loss, features=features)
+    return loss, dict(denoiser=lr, vae=vae_lr, project=lr), False
+METHODS['aligned'] = _aligned
 
 # %% ../nbs/09_joint.ipynb #37dd4f45
-def decoder_loss(model:Joint, x:Tensor, y:Tensor|None, schedule, prediction_type, classifier,
-                 t_max=.3, perceptual=.02)->tuple: # (loss, squared error)
-    "Error of pictures decoded from latents that were noised up to `t_max` and cleaned by the denoiser: squared + `perceptual` times the perceptual distance."
+def decoder_loss(model:Joint,
+                 x:Tensor,      # (b, c, h, w), images
+                 y:Tensor|None, # (b,), labels
+                 schedule, prediction_type,
+                 classifier,    # frozen, for the perceptual distance
+                 t_max=.3,      # latents are noised up to this time
+                 perceptual=.02 # weight of the perceptual distance
+                )->tuple:       # (loss, squared error)
+    "Error of pictures decoded from latents that the denoiser has cleaned of noise."
     with torch.no_grad():
-        z = model.stats.normalize(model.vae.encode(x).float()); t = t_max*torch.rand(len(x), device=x.device)
-        α, σ = (v.view(-1, 1, 1, 1) for v in schedule(t)); noisy = α*z + σ*torch.randn(z.shape).to(z)
-        clean, _ = to_x0_eps(prediction_type, model.denoiser(noisy, t, y), noisy, α, σ)
+        z = model.stats.normalize(model.vae.encode(x).float())
+        t = t_max*torch.rand(len(x), device=x.device)
+        α, σ = (v.view(-1, 1, 1, 1) for v in schedule(t))
+        noisy = α*z + σ*torch.randn(z.shape).to(z)
+        prediction = model.denoiser(noisy, t, y)
+        clean, _ = to_x0_eps(prediction_type, prediction, noisy, α, σ)
     recon = model.vae.decode(model.stats.denormalize(clean))
     error = clipped_mse(recon, x)
-    return error + perceptual*perceptual_distance(classifier, recon.clamp(-1, 1), x).mean(), error
+    distance = perceptual_distance(classifier, recon.clamp(-1, 1), x).mean()
+    return error + perceptual*distance, error
 
 # %% ../nbs/09_joint.ipynb #3cff788b
-def _aligned(model, features, lr, vae_lr):
-    return lambda *args: aligned_loss(*args, features), dict(denoiser=lr, vae=vae_lr, project=lr), False
 def _decoder(model, features, lr, vae_lr):
-    model.denoiser.requires_grad_(False); model.vae.encoder.requires_grad_(False)
-    return lambda *args: decoder_loss(*args, features), dict(vae=vae_lr), True
-METHODS |= dict(aligned=_aligned, decoder=_decoder)
+    model.denoiser.requires_grad_(False)
+    model.vae.encoder.requires_grad_(False)
+    return partial(decoder_loss, classifier=features), dict(vae=vae_lr), True
+METHODS['decoder'] = _decoder

@@ -7,8 +7,7 @@ __all__ = ['kl_divergence', 'reparameterize', 'VAE', 'vae_loss', 'VectorQuantize
            'encode_all', 'latent_stats', 'load_autoencoder']
 
 # %% ../nbs/02_vae.ipynb #9090f47c
-import json, math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
@@ -21,7 +20,8 @@ from .autoencoder import *
 def kl_divergence(mean:Tensor,  # (...), means of the latents
                   logvar:Tensor # (...), log-variances
                  )->Tensor:     # (...), nats for each latent number
-    "KL(N(mean, exp(logvar)) || N(0, 1)), elementwise (Kingma and Welling 2014, appendix B)."
+    """KL(N(mean, exp(logvar)) || N(0, 1)), elementwise.
+    Kingma and Welling 2014, appendix B."""
     return (mean.square() + logvar.exp() - 1 - logvar)/2
 
 # %% ../nbs/02_vae.ipynb #c22b3ecb
@@ -29,17 +29,33 @@ def reparameterize(mean:Tensor,   # (...), means
                    logvar:Tensor, # (...), log-variances
                    generator=None # for a repeatable draw
                   )->Tensor:      # (...), one draw each
-    "A draw from N(mean, exp(logvar)) through which gradients flow to both (Kingma and Welling 2014, section 2.4)."
-    noise = torch.randn(mean.shape, generator=generator).to(mean) if generator else torch.randn_like(mean)
+    """A draw from N(mean, exp(logvar)) through which gradients flow to both.
+    Kingma and Welling 2014, section 2.4."""
+    if generator:
+        noise = torch.randn(mean.shape, generator=generator).to(mean)
+    else:
+        noise = torch.randn_like(mean)
     return mean + (logvar/2).exp()*noise
 
 # %% ../nbs/02_vae.ipynb #c12e1088
 class VAE(AutoEncoder):
-    "A KL-regularised convolutional autoencoder, the first stage of latent diffusion (Rombach et al. 2022, section 3.1)."
-    def __init__(self, f=4, latent_channels=4, width=64, encoder_depth=2, decoder_depth=3, image_channels=1, image_size=None):
-        super().__init__(f, latent_channels, width, encoder_depth, decoder_depth, image_channels, image_size)
-        self.encoder = Encoder(f, 2*latent_channels, width, encoder_depth, image_channels)
-        self.config = dict(f=f, latent_channels=latent_channels, width=width, encoder_depth=encoder_depth, decoder_depth=decoder_depth, image_channels=image_channels, image_size=image_size)
+    """A KL-regularised convolutional autoencoder.
+    The first stage of latent diffusion (Rombach et al. 2022, section 3.1)."""
+    def __init__(self,
+                 f=4,              # downsampling factor
+                 latent_channels=4,
+                 width=64,         # channels inside, a multiple of 8
+                 encoder_depth=2,  # residual blocks
+                 decoder_depth=3,  # residual blocks
+                 image_channels=1,
+                 image_size=None): # a side, (height, width) or None: any that f divides
+        config = dict(f=f, latent_channels=latent_channels, width=width,
+                      encoder_depth=encoder_depth, decoder_depth=decoder_depth,
+                      image_channels=image_channels, image_size=image_size)
+        super().__init__(**config)
+        self.encoder = Encoder(f, 2*latent_channels, width,
+                               encoder_depth, image_channels)
+        self.config = config
 
 # %% ../nbs/02_vae.ipynb #eb5c48f5
 @patch
@@ -48,50 +64,73 @@ def posterior(self:VAE, x:Tensor)->tuple:
     mean, logvar = self.encoder(self.check(x)).chunk(2, dim=1)
     return mean, logvar.clamp(-20, 10)
 
+# %% ../nbs/02_vae.ipynb #2a8414df
 @patch
-def encode(self:VAE, x): return self.posterior(x)[0]
+def encode(self:VAE, x):
+    "Images (b, c, h, w) -> means of their latents (b, latent_channels, h/f, w/f)."
+    return self.posterior(x)[0]
+
 @patch
-def forward(self:VAE, x): return self.decode(reparameterize(*self.posterior(x)))
+def forward(self:VAE, x):
+    "Images (b, c, h, w) -> reconstructions of the same shape, from one draw each."
+    return self.decode(reparameterize(*self.posterior(x)))
 
 # %% ../nbs/02_vae.ipynb #05524cf0
-def vae_loss(vae,             # a `VAE`
+def vae_loss(vae,             # a VAE
              x:Tensor,        # (b, c, h, w), images
              kl_weight=3e-3,  # times the mean KL of a latent number
-             free_bits=0.,    # nats a latent number that a channel (mean over the batch) may use without charge
-             reconstruction=F.mse_loss # (images, originals) -> a scalar, a mean over pixels
+             free_bits=0.,    # nats a number that a channel may use without charge
+             reconstruction=F.mse_loss # (images, originals) -> a mean over pixels
             )->tuple:         # (loss, reconstruction error, KL in nats a latent number)
-    "Reconstruction error over pixels + kl_weight * mean KL over latent numbers."
+    """Reconstruction error over pixels + kl_weight * mean KL over latent numbers.
+    What a channel uses of its free bits is its mean over the batch."""
     mean, logvar = vae.posterior(x)
-    error, kl = reconstruction(vae.decode(reparameterize(mean, logvar)), x), kl_divergence(mean, logvar)
-    charged = kl.mean((0, 2, 3)).clamp(min=free_bits).mean() if free_bits else kl.mean()
+    error = reconstruction(vae.decode(reparameterize(mean, logvar)), x)
+    kl = kl_divergence(mean, logvar)
+    charged = kl.mean()
+    if free_bits:
+        charged = kl.mean((0, 2, 3)).clamp(min=free_bits).mean()
     return error + kl_weight*charged, error, kl.mean()
 
 # %% ../nbs/02_vae.ipynb #90406f7e
 class VectorQuantizer(nn.Module):
-    "Each latent vector becomes the nearest of `num_codes` codebook vectors (van den Oord et al. 2017)."
+    """Each latent vector becomes the nearest of `num_codes` codebook vectors.
+    Van den Oord et al. 2017."""
     def __init__(self, num_codes=512, dim=4, commitment=.25,
-                 restart_after=50): # training steps without use after which a code starts anew; None: never
+                 restart_after=50): # idle steps until a code starts anew, or None
         super().__init__()
         self.commitment, self.restart_after = commitment, restart_after
         self.codebook = nn.Parameter(torch.randn(num_codes, dim)/num_codes)
-        self.register_buffer('idle', torch.zeros(num_codes, dtype=torch.long)) # steps since last use
+        idle = torch.zeros(num_codes, dtype=torch.long) # training steps since last use
+        self.register_buffer('idle', idle)
 
 # %% ../nbs/02_vae.ipynb #358d70c4
 @patch
-def nearest(self:VectorQuantizer, z:Tensor)->Tensor: # (b, dim, h, w) -> (b, h, w), numbers of codes
-    return torch.cdist(z.detach().movedim(1, -1).flatten(0, 2), self.codebook.detach()).argmin(1).view(len(z), *z.shape[2:])
+def nearest(self:VectorQuantizer, z:Tensor)->Tensor:
+    "Vectors (b, dim, h, w) -> numbers of the nearest codes (b, h, w)."
+    vectors = z.detach().movedim(1, -1).flatten(0, 2)
+    distances = torch.cdist(vectors, self.codebook.detach())
+    return distances.argmin(1).view(len(z), *z.shape[2:])
 
+# %% ../nbs/02_vae.ipynb #6a721ab9
 @patch
-def look_up(self:VectorQuantizer, codes:Tensor)->Tensor: # (b, h, w) -> (b, dim, h, w)
+def look_up(self:VectorQuantizer, codes:Tensor)->Tensor:
+    "Numbers of codes (b, h, w) -> their vectors (b, dim, h, w)."
     return self.codebook[codes].movedim(-1, 1)
 
 # %% ../nbs/02_vae.ipynb #2f7c46ab
 @patch
-def forward(self:VectorQuantizer, z:Tensor)->tuple: # (quantised z with z's gradient, codes (b, h, w), loss)
-    "Quantise (b, dim, h, w); in training, restart idle codes. The loss moves codes to vectors and holds vectors to codes."
+def forward(self:VectorQuantizer,
+            z:Tensor  # (b, dim, h, w)
+           )->tuple:  # (quantised z with the gradient of z, codes (b, h, w), loss)
+    """Quantise and, in training, restart idle codes.
+    The loss moves codes to vectors and holds vectors to codes."""
     if self.training and self.restart_after: self.restart(z)
-    codes = self.nearest(z); q = self.look_up(codes)
-    if self.training: self.idle += 1; self.idle[codes.unique()] = 0
+    codes = self.nearest(z)
+    q = self.look_up(codes)
+    if self.training:
+        self.idle += 1
+        self.idle[codes.unique()] = 0
     loss = F.mse_loss(q, z.detach()) + self.commitment*F.mse_loss(z, q.detach())
     return z + (q - z).detach(), codes, loss
 
@@ -100,17 +139,28 @@ def forward(self:VectorQuantizer, z:Tensor)->tuple: # (quantised z with z's grad
 @torch.no_grad()
 def restart(self:VectorQuantizer, z:Tensor):
     "Put codes that were idle too long at random vectors of z."
-    dead = (self.idle > self.restart_after).nonzero()[:, 0]; vectors = z.movedim(1, -1).flatten(0, 2)
-    self.codebook[dead] = vectors[torch.randint(len(vectors), (len(dead),), device=z.device)]; self.idle[dead] = 0
+    dead = (self.idle > self.restart_after).nonzero()[:, 0]
+    vectors = z.movedim(1, -1).flatten(0, 2)
+    chosen = torch.randint(len(vectors), (len(dead),), device=z.device)
+    self.codebook[dead] = vectors[chosen]
+    self.idle[dead] = 0
 
 # %% ../nbs/02_vae.ipynb #851704c0
 class VQVAE(AutoEncoder):
-    "An autoencoder with words of a codebook as latents: `num_codes` words, one a position."
-    def __init__(self, num_codes=512, restart_after=50, **kwargs): # kwargs: of `AutoEncoder`
+    "An autoencoder with words of a codebook as latents, one word a position."
+    def __init__(self,
+                 num_codes=512,    # words
+                 restart_after=50, # as in VectorQuantizer
+                 **kwargs):        # of AutoEncoder
         super().__init__(**kwargs)
-        self.quantizer = VectorQuantizer(num_codes, self.latent_channels, restart_after=restart_after)
-    def encode(self, x): return self.quantizer(super().encode(x))[0]
-    def forward(self, x): return self.decode(self.encode(x))
+        self.quantizer = VectorQuantizer(num_codes, self.latent_channels,
+                                         restart_after=restart_after)
+    def encode(self, x):
+        "Images (b, c, h, w) -> quantised latents (b, latent_channels, h/f, w/f)."
+        return self.quantizer(super().encode(x))[0]
+    def forward(self, x):
+        "Images (b, c, h, w) -> reconstructions of the same shape."
+        return self.decode(self.encode(x))
 
 # %% ../nbs/02_vae.ipynb #caffa2b2
 def vq_loss(vq:VQVAE, x:Tensor)->tuple: # (loss, reconstruction error)
@@ -129,38 +179,66 @@ class LatentStats:
     encoder: str       # fingerprint of the autoencoder's weights
     data: str          # fingerprint of the images
     @property
-    def fingerprint(self): return fingerprint(torch.tensor([*self.mean, *self.std, int(self.encoder, 16) % 10**6, int(self.data, 16) % 10**6], dtype=torch.float64))
+    def fingerprint(self):
+        "16 hexadecimal digits, others for other numbers, encoder or data."
+        origin = [int(f, 16) % 10**6 for f in (self.encoder, self.data)]
+        values = [*self.mean, *self.std, *origin]
+        return fingerprint(torch.tensor(values, dtype=torch.float64))
+    def __repr__(self):
+        "Numbers to three digits, the count, and how the fingerprints begin."
+        mean = ', '.join(f'{v:.3g}' for v in self.mean)
+        std = ', '.join(f'{v:.3g}' for v in self.std)
+        return (f'LatentStats of {self.count:,} images: mean [{mean}], std [{std}],\n'
+                f'encoder {self.encoder[:6]}..., data {self.data[:6]}...')
 
 # %% ../nbs/02_vae.ipynb #4f7005a0
 @patch
-def _like(self:LatentStats, values, z): return torch.tensor(values, dtype=z.dtype, device=z.device).view(-1, 1, 1)
+def _like(self:LatentStats, values, z):
+    return torch.tensor(values, dtype=z.dtype, device=z.device).view(-1, 1, 1)
+
 @patch
-def normalize(self:LatentStats, z:Tensor)->Tensor: # latents (..., c, h, w) as the encoder gives them -> mean 0, deviation 1
+def normalize(self:LatentStats, z:Tensor)->Tensor:
+    "Latents (..., c, h, w) of the encoder, shifted and scaled to mean 0, deviation 1."
     return (z - self._like(self.mean, z))/self._like(self.std, z)
+
 @patch
-def denormalize(self:LatentStats, z:Tensor)->Tensor: # back to what the decoder takes
+def denormalize(self:LatentStats, z:Tensor)->Tensor:
+    "Back to what the decoder takes, (..., c, h, w)."
     return z*self._like(self.std, z) + self._like(self.mean, z)
 
 # %% ../nbs/02_vae.ipynb #71fd7963
 @torch.no_grad()
-def encode_all(autoencoder, images:Tensor, batch_size=250)->Tensor: # (n, latent_channels, h/f, w/f)
-    "Latents of all images, on the autoencoder's device a batch at a time, result on the CPU."
+def encode_all(autoencoder, images:Tensor, # (n, c, h, w)
+               batch_size=250
+              )->Tensor:                   # (n, latent_channels, h/f, w/f), on the CPU
+    "Latents of all images, made on the autoencoder's device a batch at a time."
     device = next(autoencoder.parameters()).device
-    return torch.cat([autoencoder.encode(batch.to(device)).cpu() for batch in images.split(batch_size)])
+    return torch.cat([autoencoder.encode(batch.to(device)).cpu()
+                      for batch in images.split(batch_size)])
 
 # %% ../nbs/02_vae.ipynb #a73deabe
-def latent_stats(autoencoder, images:Tensor, latents:Tensor|None=None)->LatentStats:
-    "Measure `LatentStats` over all `images`. `InputError` for a constant channel; collapse shows in nats a channel."
+def latent_stats(autoencoder, images:Tensor, # (n, c, h, w)
+                 latents:Tensor|None=None    # of the images, if they are there already
+                )->LatentStats:
+    """Measure `LatentStats` over all `images`.
+    `InputError` for a constant channel. Collapse shows in nats a channel."""
     z = encode_all(autoencoder, images) if latents is None else latents
-    z = z.double().transpose(0, 1).flatten(1)                          # (c, n*h*w)
+    z = z.double().transpose(0, 1).flatten(1)                        # (c, n*h*w)
     std = z.std(1)
-    if not (std > 1e-6).all(): raise InputError(f'latent channels have standard deviations {std.tolist()}: a constant channel cannot be scaled, train longer or lower kl_weight')
-    return LatentStats(z.mean(1).tolist(), std.tolist(), len(images), fingerprint(autoencoder), fingerprint(images))
+    if not (std > 1e-6).all():
+        raise InputError(f'latent channels have standard deviations {std.tolist()}: '
+                         'a constant channel cannot be scaled, '
+                         'train longer or lower kl_weight')
+    return LatentStats(z.mean(1).tolist(), std.tolist(), len(images),
+                       fingerprint(autoencoder), fingerprint(images))
 
 # %% ../nbs/02_vae.ipynb #5a3c3157
-def load_autoencoder(name='fashion')->tuple: # (`VAE` in evaluation mode on `default_device()`, its `LatentStats`)
-    "An autoencoder that the package ships, with the statistics of its latents."
+def load_autoencoder(name='fashion' # a folder of the package's weights
+                    )->tuple:       # (VAE in evaluation mode, LatentStats)
+    "An autoencoder that the package ships, on `default_device()`, and its statistics."
     folder = PACKAGE/'weights'/name
     tensors, metadata = load_tensors(folder/'autoencoder.safetensors')
-    vae = VAE(**metadata['config']); vae.load_state_dict(tensors)
-    return vae.eval().requires_grad_(False).to(default_device()), LatentStats(**read_json(folder/'config.json')['stats'])
+    vae = VAE(**metadata['config'])
+    vae.load_state_dict(tensors)
+    vae = vae.eval().requires_grad_(False).to(default_device())
+    return vae, LatentStats(**read_json(folder/'config.json')['stats'])
