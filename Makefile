@@ -4,8 +4,9 @@ BIN := .venv/bin
 OUT ?= runs/demo-$(shell date +%Y%m%d-%H%M%S)
 MINUTES ?= 5
 SEED ?= 0
+QUARTO := $(shell sed -n 's/^quarto-cli==//p' constraints.txt)
 
-.PHONY: help demo test lab notebooks docs readme weights bench package clean
+.PHONY: help demo test lab notebooks docs images readme weights bench package clean
 help:            ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
 
@@ -32,8 +33,11 @@ notebooks: .venv/.dev ## run all chapters at lesson size and keep their outputs;
 readme: .venv/.dev ## README.md from nbs/index.ipynb
 	$(BIN)/python tools/make_readme.py
 docs: .venv/.dev ## the site, in _docs (needs Quarto)
-	@command -v quarto >/dev/null || { echo 'make docs: the program quarto is missing. Get it from https://quarto.org/docs/download, or: $(BIN)/pip install quarto-cli' >&2; exit 1; }
+	@command -v quarto >/dev/null || { echo 'make docs: the program quarto is missing. Get version $(QUARTO) from https://quarto.org/docs/download, or: $(BIN)/pip install -c constraints.txt quarto-cli' >&2; exit 1; }
+	$(BIN)/python tools/make_readme.py # newer than the index, or nbdev_docs would write another
 	$(BIN)/nbdev_docs
+images: .venv/.base ## the site's icon and card, from the shipped model
+	$(BIN)/python tools/make_images.py
 weights: .venv/.dev ## train what the package ships again (about an hour on 2 cores; needs the full Fashion-MNIST)
 	$(BIN)/python tools/make_weights.py
 bench: .venv/.dev ## how good in five minutes and how fast, against diffusers and against this machine (three quarters of an hour)

@@ -61,7 +61,7 @@ def Encoder(f=4,               # downsampling factor
 
 # %% ../nbs/01_autoencoder.ipynb #7ffa8e18
 def Decoder(f=4, latent_channels=4, width=64, depth=3, image_channels=1):
-    "Latents (b, latent_channels, h, w) -> images (b, c, h*f, w*f)."
+    "Latents (b, latent_channels, h, w) -> images `(b, c, h*f, w*f)`."
     return nn.Sequential(
         nn.Conv2d(latent_channels, width, 3, padding=1),
         *[ResBlock(width) for _ in range(depth)],

@@ -88,8 +88,13 @@ def keep_variance(layer, gain=1.): # gain: 1.4 after a leaky ReLU
     return layer
 
 # %% ../nbs/10_showdown.ipynb #3c858a46
-def conv3(i, o, gain=1.4): return keep_variance(nn.Conv2d(i, o, 3, padding=1), gain)
-def conv1(i, o): return keep_variance(nn.Conv2d(i, o, 1))
+def conv3(i, o, gain=1.4):
+    "A 3 x 3 convolution from i to o channels that keeps variances."
+    return keep_variance(nn.Conv2d(i, o, 3, padding=1), gain)
+
+def conv1(i, o):
+    "A 1 x 1 convolution from i to o channels that keeps variances."
+    return keep_variance(nn.Conv2d(i, o, 1))
 
 # %% ../nbs/10_showdown.ipynb #d2b3fc97
 class GANBlock(nn.Module):
@@ -106,7 +111,7 @@ class GANBlock(nn.Module):
 
 # %% ../nbs/10_showdown.ipynb #87bfa8a4
 class Generator(nn.Module):
-    """Noise and labels -> images of side 4*2**len(widths).
+    """Noise and labels -> images of side 4 times 2 to the power of the widths' number.
 
     Every width after the first doubles the side, and so does the end."""
     def __init__(self, num_classes=10, widths=(208, 128, 48), z_dim=64,
@@ -206,10 +211,12 @@ class PixelDiffusion(nn.Module):
 # %% ../nbs/10_showdown.ipynb #cdad2958
 def train_latents(data:ImageData, seconds:float,
                   out, # a new folder
-                  seed=0, recipe=Recipe())->LatentDiffusion:
+                  seed=0,
+                  recipe:Recipe|None=None # that of lesson size by default
+                 )->LatentDiffusion:
     "Both stages of chapter 05 in one budget. The model's `steps` are its denoiser's."
     model, losses = train_latent_diffusion(data, out, minutes=seconds/60, seed=seed,
-                                           recipe=recipe)
+                                           recipe=recipe or Recipe())
     model.steps = len(losses['denoiser'])
     return model
 

@@ -132,10 +132,10 @@ def ldm_train(data:str='fashion', # fashion, fashion-full or a folder of images
 def ldm_demo(out:str='runs/demo', # new folder for the results
              # wall-clock budget of both stages together (default: 5 at lesson size)
              minutes:float=None,
-             # instead of minutes: steps of each stage, for a repeatable run
-             steps:int=None,
              size:str=None, # smoke, lesson or full (default: LDM_SIZE or lesson)
-             seed:int=0):   # for data order, weights and samples
+             seed:int=0,    # for data order, weights and samples
+             # instead of minutes: steps of each stage, for a repeatable run
+             steps:int=None):
     "Train on the embedded Fashion-MNIST, draw 500 samples, evaluate them."
     return _train_and_report('fashion', out, minutes, steps, size, seed, False)
 

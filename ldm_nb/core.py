@@ -144,7 +144,7 @@ def _clear_grid(images, cols): # (n, c, h, w) in [-1, 1] -> (height, width, 4), 
     return np.dstack([rgb, alpha])
 
 # %% ../nbs/a_core.ipynb #53cf4eeb
-def _clear_figure(grid, title, scale): # of `_clear_grid`
+def _clear_figure(grid, title, scale): # what _clear_grid gives
     "A transparent figure of one grid: its axes, and the picture in it."
     import matplotlib.pyplot as plt
     h, w = grid.shape[:2]
@@ -180,7 +180,7 @@ def panels(n:int=1,         # panels
            width:float=4.,  # of each, in inches
            height:float=2.6,
            cols:int|None=None, # panels a row; all in one row by default
-           **kwargs):       # for `plt.subplots`, as sharex=True
+           **kwargs):       # for plt.subplots, as sharex=True
     "A new figure: its axes, one `Axes` for n = 1, else an array of n of them."
     import matplotlib.pyplot as plt
     cols = min(cols or n, n)

@@ -82,7 +82,7 @@ def vae_loss(vae,             # a VAE
              free_bits=0.,    # nats a number that a channel may use without charge
              reconstruction=F.mse_loss # (images, originals) -> a mean over pixels
             )->tuple:         # (loss, reconstruction error, KL in nats a latent number)
-    """Reconstruction error over pixels + kl_weight * mean KL over latent numbers.
+    """Reconstruction error over pixels + kl_weight times the mean KL of a latent number.
     What a channel uses of its free bits is its mean over the batch."""
     mean, logvar = vae.posterior(x)
     error = reconstruction(vae.decode(reparameterize(mean, logvar)), x)

@@ -43,14 +43,17 @@ def test_notebook_form(path):
         assert len(lines) <= 40, source(c)[:80]
 
 
-@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.stem[:2] in ('02', '03', '04', '05', '07', '11')], ids=lambda p: p.stem)
+FORMED = [p for p in NOTEBOOKS if p.stem[:2] in ('01', '02', '03', '04', '06', '10')]
+
+
+@pytest.mark.parametrize('path', FORMED, ids=lambda p: p.stem)
 def test_chapters_keep_their_form(path):
     "Three cells in ten assert something, exported cells are short, prose and code are balanced, and the chapter ends with its results and exercises."
     from statistics import median
     code, text = ([source(c) for c in cells(path) if c['cell_type'] == kind] for kind in ('code', 'markdown'))
     lines = lambda cell: len([line for line in cell.splitlines() if line.strip() and not line.startswith('#|')])
     assert sum(bool(re.search(r'\b(assert|test_\w+\()', c)) for c in code) >= .3*len(code)
-    assert median(lines(c) for c in code if '#| export' in c) <= 8
+    assert median(lines(c) for c in code if '#| export' in c) <= 16 # one statement and one parameter a line
     assert 25 <= sum(len(t.split()) for t in text)/len(code) <= 90
     assert text[-1].count('<details><summary>Solution</summary>') >= 2
     card = ''.join(''.join(o['data']['text/markdown'])
@@ -63,7 +66,7 @@ def test_outputs_are_there(path):
     "Cells that end in a value or draw a figure have been executed (`make notebooks`)."
     for c in cells(path):
         text = source(c)
-        if c['cell_type'] == 'code' and re.search(r'^(show_images|animate|plot_losses)\(|plt\.subplots\(', text, re.M) and not re.match(r'#\| *(hide|export)', text):
+        if c['cell_type'] == 'code' and re.search(r'^(show_images|animate|plot_losses)\(|plt\.subplots\(|\bpanels\(', text, re.M) and not re.match(r'#\| *(hide|export)', text):
             assert c['outputs'], f'not executed: {text[:80]}'
 
 
@@ -89,16 +92,9 @@ def test_one_version():
     assert f'version = {ldm_nb.__version__}\n' in (ROOT/'settings.ini').read_text()
 
 
-def test_chapters_import_upwards_only():
-    order = [re.match(r'#\| default_exp (\w+)', source(cells(p)[0]))[1] for p in NOTEBOOKS if p.stem[0].isdigit()]
-    for i, name in enumerate(order):
-        for used in re.findall(r'^from ldm_nb\.(\w+) import', (ROOT/'ldm_nb'/f'{name}.py').read_text().replace('from .', 'from ldm_nb.'), re.M):
-            assert order.index(used) < i, f'{name} imports {used}'
-
-
 def test_import_is_light():
     "Nothing that is slow to import, and not needed to import us, is imported."
-    code = "import sys, ldm_nb.evaluation; print(*{'matplotlib', 'accelerate', 'huggingface_hub', 'PIL', 'scipy', 'IPython', 'tqdm'} & set(sys.modules))"
+    code = "import sys, ldm_nb.commands; print(*{'matplotlib', 'accelerate', 'huggingface_hub', 'PIL', 'scipy', 'IPython', 'tqdm'} & set(sys.modules))"
     import os
     env = {k: v for k, v in os.environ.items() if k != 'IN_TEST'}
     bare = subprocess.run([sys.executable, '-c', "import sys, torch, numpy; print(*{'matplotlib', 'accelerate', 'huggingface_hub', 'PIL', 'scipy', 'IPython', 'tqdm'} & set(sys.modules))"], capture_output=True, text=True, env=env).stdout.split()
@@ -112,8 +108,13 @@ def test_sizes_of_what_is_committed():
     assert size('nbs/**/*') + size('ldm_nb/**/*') < 60e6
 
 
-@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if p.stem[0].isdigit()], ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', [p for p in NOTEBOOKS if re.match(r'\d\d_|a_', p.stem)],
+                         ids=lambda p: p.stem)
 def test_stated_duration_is_that_of_the_last_run(path):
-    said, unit = re.search(r'notebook [\w ,]*?takes about (\d+) (second|minute)s?', source(cells(path)[2]), re.I | re.S).groups()
-    took = json.loads((ROOT/'bench'/'chapters.json').read_text())[path.stem]/dict(second=1, minute=60)[unit]
-    assert .6 <= took/int(said) <= 1.4, f'{took:.1f} {unit}s'
+    "Every chapter says how long it takes; a page of the workshop may."
+    form = r'notebook [\w ,]*?takes about (\d+) (second|minute)s?'
+    said = re.search(form, source(cells(path)[2]), re.I | re.S)
+    if not said and path.stem.startswith('a_'): return
+    number, unit = said.groups(); seconds = json.loads((ROOT/'bench'/'chapters.json').read_text())
+    took = seconds[path.stem]/dict(second=1, minute=60)[unit]
+    assert .6 <= took/int(number) <= 1.4, f'{took:.1f} {unit}s'
