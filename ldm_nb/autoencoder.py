@@ -97,7 +97,7 @@ class AutoEncoder(nn.Module):
         "(b, c, h, w) images -> (b, latent_channels, h/f, w/f) latents."
         return self.encoder(self.check(x))
     def decode(self, z):
-        "(b, latent_channels, h, w) latents -> (b, c, h*f, w*f) images."
+        "(b, latent_channels, h, w) latents -> `(b, c, h*f, w*f)` images."
         return self.decoder(z)
     def forward(self, x):
         "(b, c, h, w) images -> (b, c, h, w) reconstructions."

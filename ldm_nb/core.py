@@ -229,7 +229,7 @@ _FILM_STYLE = '''
 </style>
 '''
 
-def _offline_film(html): # of matplotlib's `HTMLWriter`
+def _offline_film(html): # of matplotlib's HTMLWriter
     "The film without its font from the network: its buttons show characters."
     html = re.sub(r'<link\b[^>]*>', '', html)
     for title, character in _BUTTONS.items():
@@ -280,7 +280,7 @@ def table(rows:list): # dicts with the same keys, in the order of the columns
     return Markdown('\n'.join(f'| {" | ".join(line)} |' for line in lines))
 
 # %% ../nbs/a_core.ipynb #9cd1a6ce
-def run_card(start:float, # `time.perf_counter()` when the run began
+def run_card(start:float, # time.perf_counter() when the run began
              seed=0)->dict:
     "What belongs beside every figure: size, seed, device, threads, versions, seconds."
     return dict(size=default_size(), seed=seed, device=str(default_device()),

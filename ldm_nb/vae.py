@@ -95,7 +95,7 @@ def vae_loss(vae,             # a VAE
 # %% ../nbs/02_vae.ipynb #90406f7e
 class VectorQuantizer(nn.Module):
     """Each latent vector becomes the nearest of `num_codes` codebook vectors.
-    Van den Oord et al. 2017."""
+    After van den Oord et al. 2017."""
     def __init__(self, num_codes=512, dim=4, commitment=.25,
                  restart_after=50): # idle steps until a code starts anew, or None
         super().__init__()
