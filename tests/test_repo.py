@@ -44,6 +44,8 @@ def test_notebook_form(path):
 
 
 FORMED = [p for p in NOTEBOOKS if p.stem[:2] in ('01', '02', '03', '04', '06', '10')]
+# Debts: 88 columns and 60 cells left these above the 8 lines of all others. They may shrink, not grow.
+LONGER = {'02_vae': 9, '04_denoiser': 16, '06_evaluation': 15}
 
 
 @pytest.mark.parametrize('path', FORMED, ids=lambda p: p.stem)
@@ -53,7 +55,7 @@ def test_chapters_keep_their_form(path):
     code, text = ([source(c) for c in cells(path) if c['cell_type'] == kind] for kind in ('code', 'markdown'))
     lines = lambda cell: len([line for line in cell.splitlines() if line.strip() and not line.startswith('#|')])
     assert sum(bool(re.search(r'\b(assert|test_\w+\()', c)) for c in code) >= .3*len(code)
-    assert median(lines(c) for c in code if '#| export' in c) <= 16 # one statement and one parameter a line
+    assert median(lines(c) for c in code if '#| export' in c) <= LONGER.get(path.stem, 8)
     assert 25 <= sum(len(t.split()) for t in text)/len(code) <= 90
     assert text[-1].count('<details><summary>Solution</summary>') >= 2
     card = ''.join(''.join(o['data']['text/markdown'])
@@ -66,7 +68,7 @@ def test_outputs_are_there(path):
     "Cells that end in a value or draw a figure have been executed (`make notebooks`)."
     for c in cells(path):
         text = source(c)
-        if c['cell_type'] == 'code' and re.search(r'^(show_images|animate|plot_losses)\(|^#\| fig-alt:', text, re.M) and not re.match(r'#\| *(hide|export)', text):
+        if c['cell_type'] == 'code' and re.search(r'^(show_images|animate|plot_losses)\(|^#\| fig-alt:|plt\.subplots\(|\bpanels\(', text, re.M) and 'plt.close(' not in text and not re.match(r'#\| *(hide|export)', text):
             assert c['outputs'], f'not executed: {text[:80]}'
 
 
