@@ -110,7 +110,7 @@ def both_stages(seed, kind='vae', f=4, channels=4, kl_weight=1e-4, loss='L2'):
     else:
         model = VAE(**shape)
         def objective(m, i):
-            mean, logvar = m.posterior(x[i]); r = m.decode(reparameterize(mean, logvar))
+            mean, logvar = m.moments(x[i]); r = m.decode(reparameterize(mean, logvar))
             rec = F.l1_loss(r, x[i]) if loss == 'L1' else F.mse_loss(r, x[i]) + .02*perceptual_distance(classifier, crop_images(r, (28, 28)), crop_images(x[i], (28, 28))).mean()
             return rec + kl_weight*kl_divergence(mean, logvar).mean()
     one = fit(model, objective, len(x), 16, 4e-3, AE_STEPS, seed=seed, stage='autoencoder'); model.requires_grad_(False)
@@ -119,7 +119,7 @@ def both_stages(seed, kind='vae', f=4, channels=4, kl_weight=1e-4, loss='L2'):
         recon = torch.cat([decode(model.encode(b)) for b in x_test.split(250)])
         recon_train = torch.cat([decode(model.encode(b)) for b in x[:SAMPLES].split(250)])
         rate = None
-        if kind == 'vae': rate = torch.cat([kl_divergence(*model.posterior(b)).sum((1, 2, 3)) for b in x_test.split(250)]).mean().item()/0.6931471805599453
+        if kind == 'vae': rate = torch.cat([kl_divergence(*model.moments(b)).sum((1, 2, 3)) for b in x_test.split(250)]).mean().item()/0.6931471805599453
         elif kind == 'vq': rate = (32//f)**2*9.
     z = encode_all(model, x); stats = latent_stats(model, x, z); z = stats.normalize(z)
     steps = {2: STEPS//4, 4: STEPS, 8: 3*STEPS}[f]

@@ -52,7 +52,7 @@ class WithJudge(nn.Module):
 def reconstruction_loss(kind, x, kl_weight, share=.05, perceptual=.1, first=500):
     if kind in ('mse', 'clipped'): return lambda m, i: vae_loss(m, x[i].to(DEVICE), kl_weight, reconstruction=F.mse_loss if kind == 'mse' else clipped_mse)
     def parts(vae, i):
-        images = x[i].to(DEVICE); mean, logvar = vae.posterior(images); r = vae.decode(reparameterize(mean, logvar))
+        images = x[i].to(DEVICE); mean, logvar = vae.moments(images); r = vae.decode(reparameterize(mean, logvar))
         return images, r, clipped_mse(r, images) + kl_weight*kl_divergence(mean, logvar).mean()
     if kind == 'perceptual':
         net, content = load_classifier(), lambda v: crop_images(v, (28, 28))
@@ -92,7 +92,7 @@ class Finish(nn.Module):
 
 def finish(vae, x, seconds, share=.01, batch=32):
     "The decoder alone goes on, on draws of the latents, which stay as they are: its squared error, and a small share of the relativistic loss."
-    with torch.no_grad(): mean, logvar = (torch.cat(v) for v in zip(*[vae.posterior(b.to(DEVICE)) for b in x.split(250)]))
+    with torch.no_grad(): mean, logvar = (torch.cat(v) for v in zip(*[vae.moments(b.to(DEVICE)) for b in x.split(250)]))
     def loss(m, i):
         real = x[i].to(DEVICE); fake = m.decoder(reparameterize(mean[i], logvar[i]))
         seen = torch.where(((real <= -1) & (fake < -1)) | ((real >= 1) & (fake > 1)), real, fake) # clipping mends the rest
@@ -179,7 +179,7 @@ def main():
         changes, kind, extra = VARIANTS[name]; recipe = replace(BASE, **changes); key = (kind, *(asdict(recipe)[k] for k in STAGE_ONE))
         if key not in kept: kept[key] = stage_one(recipe, kind, x, args.seconds*recipe.ae_share)
         vae, steps = kept[key]; z = encode_all(vae, x); stats = latent_stats(vae, x, z)
-        with torch.no_grad(): deviation = torch.cat([(vae.posterior(b.to(DEVICE))[1]/2).exp().cpu() for b in x.split(250)])/torch.tensor(stats.std).view(-1, 1, 1)
+        with torch.no_grad(): deviation = torch.cat([(vae.moments(b.to(DEVICE))[1]/2).exp().cpu() for b in x.split(250)])/torch.tensor(stats.std).view(-1, 1, 1)
         labels = data.labels
         if extra == 'mirrored': z, labels = torch.cat([z, encode_all(vae, x.flip(-1))]), torch.cat([labels, labels + 10]) # classes of their own, so that nothing leaks
         picked, began = None, time.perf_counter() # what is drawn: the classes in turn

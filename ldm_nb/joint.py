@@ -64,7 +64,7 @@ def naive_loss(model:Joint,
                normalised=False # with current statistics, not those of stage one
               )->tuple:         # (loss, diffusion loss, reconstruction error)
     "Reconstruction + KL + a diffusion loss whose gradient reaches the encoder."
-    mean, logvar = model.vae.posterior(x)
+    mean, logvar = model.vae.moments(x)
     error = clipped_mse(model.vae.decode(reparameterize(mean, logvar)), x)
     kl = kl_divergence(mean, logvar).mean()
     z = model.norm(mean.float()) if normalised else model.stats.normalize(mean.float())
@@ -205,7 +205,7 @@ def aligned_loss(model:Joint,
 
     Reconstruction + KL for the autoencoder, the diffusion loss for the denoiser, and
     the alignment for both."""
-    mean, logvar = model.vae.posterior(x)
+    mean, logvar = model.vae.moments(x)
     error = clipped_mse(model.vae.decode(reparameterize(mean, logvar)), x)
     kl = kl_divergence(mean, logvar).mean()
     z = model.norm(mean.float())

@@ -59,7 +59,7 @@ class VAE(AutoEncoder):
 
 # %% ../nbs/02_vae.ipynb #eb5c48f5
 @patch
-def posterior(self:VAE, x:Tensor)->tuple:
+def moments(self:VAE, x:Tensor)->tuple:
     "Means and log-variances, each (b, latent_channels, h/f, w/f)."
     mean, logvar = self.encoder(self.check(x)).chunk(2, dim=1)
     return mean, logvar.clamp(-20, 10)
@@ -68,12 +68,12 @@ def posterior(self:VAE, x:Tensor)->tuple:
 @patch
 def encode(self:VAE, x):
     "Images (b, c, h, w) -> means of their latents (b, latent_channels, h/f, w/f)."
-    return self.posterior(x)[0]
+    return self.moments(x)[0]
 
 @patch
 def forward(self:VAE, x):
     "Images (b, c, h, w) -> reconstructions of the same shape, from one draw each."
-    return self.decode(reparameterize(*self.posterior(x)))
+    return self.decode(reparameterize(*self.moments(x)))
 
 # %% ../nbs/02_vae.ipynb #05524cf0
 def vae_loss(vae,             # a VAE
@@ -84,7 +84,7 @@ def vae_loss(vae,             # a VAE
             )->tuple:         # (loss, reconstruction error, KL in nats a latent number)
     """Reconstruction error over pixels + kl_weight times the mean KL of a latent number.
     What a channel uses of its free bits is its mean over the batch."""
-    mean, logvar = vae.posterior(x)
+    mean, logvar = vae.moments(x)
     error = reconstruction(vae.decode(reparameterize(mean, logvar)), x)
     kl = kl_divergence(mean, logvar)
     charged = kl.mean()

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from ldm_nb.core import default_device, generator
-from ldm_nb.denoiser import diffusion_loss, mixture_posterior_mean, sample_chain, timestep_embedding
+from ldm_nb.denoiser import diffusion_loss, mixture_denoiser, sample_chain, timestep_embedding
 from ldm_nb.forward import Schedule, to_x0_eps
 from ldm_nb.loop import fit
 
@@ -17,7 +17,7 @@ def draw(n, *key):
     return CENTRES[k] + STD*torch.randn(n, 2, generator=rng)
 
 
-def exact(x, α, σ): return mixture_posterior_mean(x, α, σ, CENTRES, WEIGHTS, STD)
+def exact(x, α, σ): return mixture_denoiser(x, α, σ, CENTRES, WEIGHTS, STD)
 
 
 @pytest.mark.parametrize('name', ['flow', 'cosine', 'zero_snr', 'edm'])

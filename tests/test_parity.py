@@ -7,7 +7,7 @@ from ldm_nb.autoencoder import psnr, ssim
 from ldm_nb.core import generator
 from ldm_nb.data import fashion_mnist, pad_images
 from ldm_nb.denoiser import DiTBlock, sample_chain, timestep_embedding
-from ldm_nb.forward import Schedule, add_noise, edm_sigma, posterior, target, to_x0_eps
+from ldm_nb.forward import Schedule, add_noise, edm_sigma, q_posterior, target, to_x0_eps
 from ldm_nb.vae import VectorQuantizer, kl_divergence
 
 diffusers = pytest.importorskip('diffusers', reason='diffusers is in the [dev] extra')
@@ -45,7 +45,7 @@ def test_one_step_back(name):
     x0, x_t = torch.randn(2, 8, 4, 8, 8, generator=generator('posterior'))
     for k in 10, 300, 900: # index k of diffusers is step k + 1 of the chain
         (α_s, σ_s), (α_t, σ_t) = schedule(torch.tensor(k/1000, dtype=torch.float64)), schedule(torch.tensor((k + 1)/1000, dtype=torch.float64))
-        mean, std = posterior(x0, x_t, α_s, σ_s, α_t, σ_t)
+        mean, std = q_posterior(x0, x_t, α_s, σ_s, α_t, σ_t)
         noise = torch.randn(x_t.shape, generator=torch.Generator().manual_seed(k))
         assert biggest(mean + std*noise, theirs.step(x0, k, x_t, generator=torch.Generator().manual_seed(k)).prev_sample) < 1e-5 + 1e-6/σ_s**2 # their 1 - alpha_bar is float32
 

@@ -7,10 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-BASE = ['core', 'data', 'loop']             # the workshop below the course
+BASE = ['core', 'schematics', 'data', 'loop'] # the workshop below the course
 COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'joint', 'baselines']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
-             commands=[*BASE, *COURSE[:6], 'features'])
+             commands=[*BASE, *COURSE[:6], 'features'],
+             exercises=[*BASE, *COURSE, 'features']) # test_lesson.py holds each grader to its chapter
 
 
 def cells(path, kind):
@@ -34,13 +35,13 @@ def allowed(name):
     if name in ABOVE: return ABOVE[name]
     if name in BASE: return BASE[:BASE.index(name)]
     earlier = COURSE[:COURSE.index(name)]
-    return [*BASE, *earlier, *(['features'] if 'autoencoder' in earlier else [])]
+    return [*BASE, 'exercises', *earlier, *(['features'] if 'autoencoder' in earlier else [])]
 
 
 def test_every_module_has_its_place():
     assert set(MODULES) == {*BASE, *COURSE, *ABOVE}
     numbers = [p.stem[:2] for p in NOTEBOOKS if p.stem[0].isdigit()]
-    assert [MODULES[name].stem[:2] for name in COURSE] == sorted(numbers)
+    assert ['00', *(MODULES[name].stem[:2] for name in COURSE)] == sorted(numbers)
     assert all(MODULES[name].stem == f'a_{name}' for name in [*BASE, *ABOVE])
 
 

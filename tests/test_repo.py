@@ -57,7 +57,7 @@ def test_chapters_keep_their_form(path):
     assert sum(bool(re.search(r'\b(assert|test_\w+\()', c)) for c in code) >= .3*len(code)
     assert median(lines(c) for c in code if '#| export' in c) <= LONGER.get(path.stem, 8)
     assert 25 <= sum(len(t.split()) for t in text)/len(code) <= 90
-    assert text[-1].count('<details><summary>Solution</summary>') >= 2
+    assert '\n'.join(text).split('\n## Exercises')[1].count('<details><summary>Solution</summary>') >= 3
     card = ''.join(''.join(o['data']['text/markdown'])
                    for c in cells(path) if c['cell_type'] == 'code' and 'results(' in source(c) for o in c['outputs'])
     assert 'card of the run' in card and 'size lesson' in card
