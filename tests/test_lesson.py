@@ -119,3 +119,17 @@ def test_graders_use_no_later_chapter():
             assert used <= {module, *allowed(module)}, f'{name} uses {used}'
     top = [line for c in text for line in c.splitlines() if line.startswith('from ldm_nb')]
     assert top == ['from ldm_nb.core import *'], 'graders import chapters when they run'
+
+
+def test_the_first_model_is_small():
+    "Under sixty lines of model and training code, in all."
+    path = next(p for p in CHAPTERS if p.stem == '00_first_model')
+    lines = 0
+    for source in cells(path, 'code'):
+        tree = ast.parse(source)
+        wanted = {'ring', 'mix', 'waves', 'layer', 'Network', 'loss_of', 'train', 'walk'}
+        for node in tree.body:
+            if getattr(node, 'name', None) in wanted:
+                lines += node.end_lineno - node.lineno + 1
+                wanted.remove(node.name)
+    assert 40 < lines < 60

@@ -43,7 +43,7 @@ def test_notebook_form(path):
         assert len(lines) <= 40, source(c)[:80]
 
 
-FORMED = [p for p in NOTEBOOKS if p.stem[:2] in ('01', '02', '03', '04', '06', '10')]
+FORMED = [p for p in NOTEBOOKS if p.stem[:2] in ('00', '01', '02', '03', '04', '06', '10')]
 # Debts: 88 columns and 60 cells left these above the 8 lines of all others. They may shrink, not grow.
 LONGER = {'02_vae': 9, '04_denoiser': 16, '06_evaluation': 15}
 
@@ -55,7 +55,8 @@ def test_chapters_keep_their_form(path):
     code, text = ([source(c) for c in cells(path) if c['cell_type'] == kind] for kind in ('code', 'markdown'))
     lines = lambda cell: len([line for line in cell.splitlines() if line.strip() and not line.startswith('#|')])
     assert sum(bool(re.search(r'\b(assert|test_\w+\()', c)) for c in code) >= .3*len(code)
-    assert median(lines(c) for c in code if '#| export' in c) <= LONGER.get(path.stem, 8)
+    exported = [lines(c) for c in code if '#| export' in c]
+    assert not exported or median(exported) <= LONGER.get(path.stem, 8)
     assert 25 <= sum(len(t.split()) for t in text)/len(code) <= 90
     assert '\n'.join(text).split('\n## Exercises')[1].count('<details><summary>Solution</summary>') >= 3
     card = ''.join(''.join(o['data']['text/markdown'])
