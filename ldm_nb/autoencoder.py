@@ -143,12 +143,12 @@ def ssim(x:Tensor,      # (n, c, h, w), reconstructions in [-1, 1]
     # moves no variance, and keeps small ones from drowning in the squares
     def centred(v): return v - v.mean((2, 3), keepdim=True)
     def cov(u, v): return average(u*v) - average(u)*average(v)
-    μx, μy = average(x), average(target)
+    mx, my = average(x), average(target)
     dx, dy = centred(x), centred(target)
-    σxx, σyy, σxy = cov(dx, dx), cov(dy, dy), cov(dx, dy)
-    C1, C2 = .02**2, .06**2
-    above = (2*μx*μy + C1)*(2*σxy + C2)
-    below = (μx**2 + μy**2 + C1)*(σxx + σyy + C2)
+    Cxx, Cyy, Cxy = cov(dx, dx), cov(dy, dy), cov(dx, dy)
+    δ1, δ2 = .02**2, .06**2
+    above = (2*mx*my + δ1)*(2*Cxy + δ2)
+    below = (mx**2 + my**2 + δ1)*(Cxx + Cyy + δ2)
     return (above/below).flatten(1).mean(1)
 
 # %% ../nbs/01_autoencoder.ipynb #46a1bf85
@@ -230,9 +230,9 @@ def hinge_loss(real:Tensor, # scores of real images, any shape
 # %% ../nbs/01_autoencoder.ipynb #58d50416
 def adaptive_weight(rec:Tensor, # loss of the reconstruction, a scalar with a graph
                     adv:Tensor, # loss of the adversary, likewise
-                    w:Tensor,   # weight of the decoder's last layer
+                    last:Tensor, # weight of the decoder's last layer
                     δ=1e-4, most=1e4)->Tensor: # a scalar without gradient
-    "Makes the gradient of `adv` at `w` as long as `rec`'s (Esser et al. 2021, eq. 7)."
+    "Makes the gradient of `adv` as long as that of `rec` (Esser et al. 2021, eq. 7)."
     def length(loss):
-        return torch.autograd.grad(loss, w, retain_graph=True)[0].norm()
+        return torch.autograd.grad(loss, last, retain_graph=True)[0].norm()
     return (length(rec)/(length(adv) + δ)).clamp(0, most).detach()

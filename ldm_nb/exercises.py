@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['Wrong', 'NotAnswered', 'Verdict', 'check', 'close', 'compare', 'grade_area', 'grade_first_mixture',
-           'grade_first_guess', 'grade_first_walk']
+           'grade_first_guess', 'grade_first_walk', 'grade_pixels_seen', 'grade_bits_per_number', 'grade_patchify',
+           'grade_best_projection', 'grade_half_the_arithmetic']
 
-# %% ../nbs/a_exercises.ipynb #f0449761
+# %% ../nbs/a_exercises.ipynb #c9af9a31
 import inspect
 import math
 import torch
 from torch import Tensor
 from .core import *
 
-# %% ../nbs/a_exercises.ipynb #b53084e2
+# %% ../nbs/a_exercises.ipynb #36ae0864
 class Wrong(AssertionError):
     "An answer that is not right; the message is the hint."
     def _render_traceback_(self): # what IPython shows
@@ -22,7 +23,7 @@ class Wrong(AssertionError):
 class NotAnswered(Exception):
     "The answer, or what the function gave back, is still missing."
 
-# %% ../nbs/a_exercises.ipynb #3fa2ab54
+# %% ../nbs/a_exercises.ipynb #4e3bac62
 class Verdict:
     "What `check` gives back: true if the answer is right, with a line for the reader."
     def __init__(self, right:bool, text:str):
@@ -32,7 +33,7 @@ class Verdict:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/a_exercises.ipynb #3744b138
+# %% ../nbs/a_exercises.ipynb #15967ce2
 def _awake(answer):
     "The answer; `NotAnswered` if it, or what it gives back when called, is missing."
     if answer is None or answer is ...:
@@ -60,7 +61,7 @@ def check(name:str, # of the exercise
         return Verdict(False, f'○ {name}: not answered yet')
     return Verdict(True, f'✔ {name}: right')
 
-# %% ../nbs/a_exercises.ipynb #8a70ce8e
+# %% ../nbs/a_exercises.ipynb #ea7fbdc6
 def _numbers(value): # a number, a list, an array or a tensor -> a double tensor
     return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
 
@@ -87,19 +88,20 @@ def compare(answer, expected,
             raise Wrong(fits)
     raise Wrong(hint)
 
-# %% ../nbs/a_exercises.ipynb #6725392d
+# %% ../nbs/a_exercises.ipynb #235c00ca
 def grade_area(answer):
+    "The area of a circle of a given radius."
     radius = torch.tensor([1., 2., 3.])
     compare(answer(radius), math.pi*radius**2,
             {'that is the circumference': 2*math.pi*radius,
              'is it the diameter that you squared?': math.pi*(2*radius)**2},
             'what is the area of a circle of radius 1?')
 
-# %% ../nbs/a_exercises.ipynb #1c7c54cb
+# %% ../nbs/a_exercises.ipynb #8e3613ef
 def grade_first_mixture(answer):
     "The mixture of a datum and a noise."
     compare(answer, [.75, .5],
-            {'data and noise have changed places: at t = 0 it must be the datum': [.25, 1.5],
+            {'data and noise have changed places: t = 0 is the datum': [.25, 1.5],
              'the datum shrinks as well: it has the weight 1 - t': [1., .5],
              'that is the way, not the place: start from the datum': [-.25, .5]},
             'go a quarter of the way from the datum to the noise')
@@ -116,7 +118,7 @@ def grade_first_guess(answer):
              'u is the whole way; at time t only a part of it was gone': x_t - u},
             'solve x_t = (1 - t) x_0 + t (u + x_0) for x_0')
 
-# %% ../nbs/a_exercises.ipynb #e5af6091
+# %% ../nbs/a_exercises.ipynb #d674bc8f
 def grade_first_walk(answer):
     "Eight questions at most; half of the distance that eight plain steps leave."
     angle = torch.linspace(0, 2*math.pi, 257)[:-1]
@@ -143,3 +145,111 @@ def grade_first_walk(answer):
     if off(end) > plain/2:
         raise Wrong(f'the mean distance from the ring is {off(end):.4f}, eight plain '
                     f'steps leave {plain:.4f}: halve it')
+
+# %% ../nbs/a_exercises.ipynb #46247d05
+def grade_pixels_seen(answer):
+    "Against the width in pixels that gradients reach from one number of the latent."
+    from torch import nn
+    from ldm_nb.autoencoder import Encoder
+    net = Encoder(4, depth=2).double()
+    for module in list(net.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.GroupNorm):
+                setattr(module, name, nn.Identity())
+    for p in net.parameters():
+        nn.init.constant_(p, .01)
+    image = torch.zeros(1, 1, 128, 128, dtype=torch.float64, requires_grad=True)
+    net(image)[0, 0, 16, 16].backward()
+    seen = (image.grad[0, 0].abs().sum(0) > 0).sum()
+    compare(answer, seen,
+            {'that is in positions of the latent: how many pixels has one?': 13,
+             'a residual block has two convolutions': 36,
+             'the residual blocks see neighbours, too': 20,
+             'the convolutions run on patches, so each adds more than two pixels': 16},
+            'count the convolutions from the image to the latent')
+
+def grade_bits_per_number(answer):
+    "Against the entropy of a standard normal number rounded to multiples of 0.1."
+    edges = .1*torch.arange(-100, 101, dtype=torch.float64) + .05
+    p = torch.distributions.Normal(0., 1.).cdf(edges).diff()
+    bits = -torch.special.xlogy(p, p).sum()/math.log(2)
+    compare(answer, bits,
+            {'that is in nats: bits take the logarithm to base 2': bits*math.log(2),
+             'that is the Gaussian alone: a finer step costs more bits':
+                 bits + math.log2(.1),
+             'that is the step alone: and the Gaussian?': -math.log2(.1),
+             'check the sign of the step: finer means more bits':
+                 bits + 2*math.log2(.1)},
+            'add the entropy of the Gaussian and what the step costs', tol=5e-3)
+
+# %% ../nbs/a_exercises.ipynb #85cca1f7
+def grade_patchify(answer):
+    "Against `pixel_unshuffle`, with several channels and sides that differ."
+    images = torch.arange(2*3*8*12.).view(2, 3, 8, 12)
+    b, c, h, w = images.shape
+    split = images.view(b, c, h//2, 2, w//2, 2)
+    def order(*dims): return split.permute(dims).reshape(b, c*4, h//2, w//2)
+    compare(answer(images, 2), torch.nn.functional.pixel_unshuffle(images, 2),
+            {'a reshape alone mixes the places: permute is needed':
+                 images.reshape(b, c*4, h//2, w//2),
+             'the two directions inside a patch are exchanged': order(0, 1, 5, 3, 2, 4),
+             'the image channels come first, the places in the patch after them':
+                 order(0, 3, 5, 1, 2, 4)},
+            'images[..., :f, :f] must become the channels of the first position')
+    image = torch.arange(36.).view(1, 1, 6, 6)
+    compare(answer(image, 3), torch.nn.functional.pixel_unshuffle(image, 3), {},
+            'right for f = 2, but not for f = 3')
+
+def grade_best_projection(answer):
+    "Against the best approximation of rank k, from `torch.linalg.svd`."
+    rng = generator('best projection')
+    mix = torch.randn(6, 6, generator=rng, dtype=torch.float64)
+    points = torch.randn(40, 6, generator=rng, dtype=torch.float64) @ mix + 3
+    def rank(data, keep):
+        U, S, V = torch.linalg.svd(data, full_matrices=False)
+        return (U[:, keep]*S[keep]) @ V[keep]
+    mean, first = points.mean(0), slice(2)
+    compare(answer(points, 2), rank(points - mean, first) + mean,
+            {'the mean is missing: add it at the end': rank(points - mean, first),
+             'the directions must be those around the mean: subtract it first':
+                 rank(points, first),
+             'those are the directions of least variance: eigh sorts upwards':
+                 rank(points - mean, slice(4, 6)) + mean},
+            'is it a projection on the k directions of most variance?')
+
+# %% ../nbs/a_exercises.ipynb #0c4e6c01
+def _decibels(model, train, test): # after the same short training for all
+    from ldm_nb.autoencoder import psnr
+    from ldm_nb.data import crop_images
+    from ldm_nb.loop import fit
+    model = model.to(train.device)
+    def recon(images): return model.decode(model.encode(images))
+    def loss(_, i): return (recon(train[i]) - train[i]).square().mean()
+    fit(model, loss, len(train), lr=4e-3, num_steps=pick(60, 300, 1500))
+    with torch.no_grad():
+        pairs = [crop_images(v, (28, 28)) for v in (recon(test), test)]
+    return psnr(*pairs).mean().item()
+
+def grade_half_the_arithmetic(answer):
+    "At most 256 numbers, at most half the FLOPs, and more decibels than the default."
+    from torch.utils.flop_counter import FlopCounterMode
+    from ldm_nb.autoencoder import AutoEncoder
+    from ldm_nb.data import fashion_mnist, pad_images
+    train, test = (pad_images(fashion_mnist(split).images).to(default_device())
+                   for split in ('train', 'test'))
+    torch.manual_seed(0)
+    models = [answer().to(train.device), AutoEncoder().to(train.device)]
+    flops = []
+    for model in models:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            z = model.encode(train[:1])
+            model.decode(z)
+        flops.append(counter.get_total_flops())
+        if z.numel() > 256:
+            raise Wrong(f'the latent has {z.numel()} numbers: 256 numbers are allowed')
+    share = flops[0]/flops[1]
+    if share > .5:
+        raise Wrong(f'the arithmetic is {share:.0%} of the default: half is allowed')
+    mine, default = (_decibels(model, train, test[:500]) for model in models)
+    if mine <= default:
+        raise Wrong(f'{mine:.2f} dB, and the default reaches {default:.2f} dB')

@@ -65,12 +65,13 @@ def sum_over_processes(accelerator, parameters:list,
     "Add up `figures` and the parameters' gradients over all processes, in one message."
     if accelerator.num_processes == 1: return figures
     grads = [p.grad for p in parameters if p.grad is not None]
-    mine = torch.cat([figures.to(accelerator.device)] + [g.flatten() for g in grads])
+    few = figures.to(accelerator.device, torch.float32) # float64 would double the message
+    mine = torch.cat([few] + [g.flatten() for g in grads])
     total = accelerator.reduce(mine, 'sum')
     parts = total.split([len(figures)] + [g.numel() for g in grads])
     for g, new in zip(grads, parts[1:]):
         g.copy_(new.view(g.shape))
-    return parts[0].cpu()
+    return parts[0].cpu().to(figures.dtype)
 
 # %% ../nbs/a_loop.ipynb #51474821
 class Checkpoints:
@@ -164,7 +165,7 @@ def plot_losses(losses:dict): # {stage: (steps,)}
 
 # %% ../nbs/a_loop.ipynb #0ae19e0e
 class _Display:
-    "Bar with loss, rate, images a second, time left; in a notebook the curve, too."
+    "Bar with loss, rate, images per second, time left; in a notebook the curve, too."
     def __init__(self, stage, run):
         self.stage, self.run, self.first = stage, run, run.step
     def __enter__(self):
