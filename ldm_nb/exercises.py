@@ -5,16 +5,18 @@
 # %% auto #0
 __all__ = ['Wrong', 'NotAnswered', 'Verdict', 'check', 'close', 'compare', 'grade_area', 'grade_first_mixture',
            'grade_first_guess', 'grade_first_walk', 'grade_pixels_seen', 'grade_bits_per_number', 'grade_patchify',
-           'grade_best_projection', 'grade_half_the_arithmetic']
+           'grade_best_projection', 'grade_half_the_arithmetic', 'grade_snr_time', 'grade_one_jump', 'grade_step_back',
+           'grade_zero_terminal', 'grade_my_schedule', 'grade_half_width', 'grade_straight_middle', 'grade_standardise',
+           'grade_drop_labels', 'grade_better_recipe']
 
-# %% ../nbs/a_exercises.ipynb #c9af9a31
+# %% ../nbs/a_exercises.ipynb #87fb1a73
 import inspect
 import math
 import torch
 from torch import Tensor
 from .core import *
 
-# %% ../nbs/a_exercises.ipynb #36ae0864
+# %% ../nbs/a_exercises.ipynb #3908adc1
 class Wrong(AssertionError):
     "An answer that is not right; the message is the hint."
     def _render_traceback_(self): # what IPython shows
@@ -23,7 +25,7 @@ class Wrong(AssertionError):
 class NotAnswered(Exception):
     "The answer, or what the function gave back, is still missing."
 
-# %% ../nbs/a_exercises.ipynb #4e3bac62
+# %% ../nbs/a_exercises.ipynb #30cb40b5
 class Verdict:
     "What `check` gives back: true if the answer is right, with a line for the reader."
     def __init__(self, right:bool, text:str):
@@ -33,7 +35,7 @@ class Verdict:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/a_exercises.ipynb #15967ce2
+# %% ../nbs/a_exercises.ipynb #90699cae
 def _awake(answer):
     "The answer; `NotAnswered` if it, or what it gives back when called, is missing."
     if answer is None or answer is ...:
@@ -61,7 +63,7 @@ def check(name:str, # of the exercise
         return Verdict(False, f'○ {name}: not answered yet')
     return Verdict(True, f'✔ {name}: right')
 
-# %% ../nbs/a_exercises.ipynb #ea7fbdc6
+# %% ../nbs/a_exercises.ipynb #536b621a
 def _numbers(value): # a number, a list, an array or a tensor -> a double tensor
     return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
 
@@ -88,7 +90,7 @@ def compare(answer, expected,
             raise Wrong(fits)
     raise Wrong(hint)
 
-# %% ../nbs/a_exercises.ipynb #235c00ca
+# %% ../nbs/a_exercises.ipynb #220a47ad
 def grade_area(answer):
     "The area of a circle of a given radius."
     radius = torch.tensor([1., 2., 3.])
@@ -97,7 +99,7 @@ def grade_area(answer):
              'is it the diameter that you squared?': math.pi*(2*radius)**2},
             'what is the area of a circle of radius 1?')
 
-# %% ../nbs/a_exercises.ipynb #8e3613ef
+# %% ../nbs/a_exercises.ipynb #87e105ea
 def grade_first_mixture(answer):
     "The mixture of a datum and a noise."
     compare(answer, [.75, .5],
@@ -118,7 +120,7 @@ def grade_first_guess(answer):
              'u is the whole way; at time t only a part of it was gone': x_t - u},
             'solve x_t = (1 - t) x_0 + t (u + x_0) for x_0')
 
-# %% ../nbs/a_exercises.ipynb #d674bc8f
+# %% ../nbs/a_exercises.ipynb #b5956cf2
 def grade_first_walk(answer):
     "Eight questions at most; half of the distance that eight plain steps leave."
     angle = torch.linspace(0, 2*math.pi, 257)[:-1]
@@ -146,7 +148,7 @@ def grade_first_walk(answer):
         raise Wrong(f'the mean distance from the ring is {off(end):.4f}, eight plain '
                     f'steps leave {plain:.4f}: halve it')
 
-# %% ../nbs/a_exercises.ipynb #46247d05
+# %% ../nbs/a_exercises.ipynb #5a298bb8
 def grade_pixels_seen(answer):
     "Against the width in pixels that gradients reach from one number of the latent."
     from torch import nn
@@ -182,7 +184,7 @@ def grade_bits_per_number(answer):
                  bits + 2*math.log2(.1)},
             'add the entropy of the Gaussian and what the step costs', tol=5e-3)
 
-# %% ../nbs/a_exercises.ipynb #85cca1f7
+# %% ../nbs/a_exercises.ipynb #b1de7e9f
 def grade_patchify(answer):
     "Against `pixel_unshuffle`, with several channels and sides that differ."
     images = torch.arange(2*3*8*12.).view(2, 3, 8, 12)
@@ -217,7 +219,7 @@ def grade_best_projection(answer):
                  rank(points - mean, slice(4, 6)) + mean},
             'is it a projection on the k directions of most variance?')
 
-# %% ../nbs/a_exercises.ipynb #0c4e6c01
+# %% ../nbs/a_exercises.ipynb #10d75bdf
 def _decibels(model, train, test): # after the same short training for all
     from ldm_nb.autoencoder import psnr
     from ldm_nb.data import crop_images
@@ -253,3 +255,217 @@ def grade_half_the_arithmetic(answer):
     mine, default = (_decibels(model, train, test[:500]) for model in models)
     if mine <= default:
         raise Wrong(f'{mine:.2f} dB, and the default reaches {default:.2f} dB')
+
+# %% ../nbs/a_exercises.ipynb #790c681e
+def grade_snr_time(answer):
+    "The time at which the flow's SNR is -20 dB."
+    from ldm_nb.forward import Schedule
+    right = 1/1.1
+    α, σ = Schedule('flow')(torch.tensor(right))
+    assert abs(20*(α/σ).log10() + 20) < 1e-3
+    compare(answer, right,
+            {'that is -40 dB: the SNR is a ratio of squares': 1/1.01,
+             'that is +20 dB: at t = 0 there is no noise': 1/11,
+             'there signal and noise are equal, 0 dB': .5},
+            'what is (1 - t)/t, if its square is a hundredth?')
+
+def grade_one_jump(answer):
+    "x_300 of DDPM's chain, against `add_noise`."
+    from ldm_nb.forward import Schedule, add_noise, betas
+    f64, β = torch.float64, betas('linear')
+    x0, eps = torch.randn(2, 5, 3, dtype=f64, generator=generator('one jump'))
+    right = add_noise(Schedule('linear'), x0, eps, torch.full((5,), .3, dtype=f64))
+    def mix(left):
+        return left.sqrt()*x0 + (1 - left).sqrt()*eps
+    left = (1 - β).cumprod(0)
+    compare(answer(x0, eps, β, 300), right,
+            {'one step too many: betas[0] belongs to step 1': mix(left[300]),
+             'one step too few: 300 steps, 300 factors': mix(left[298]),
+             'the amounts are square roots': left[299]*x0 + (1 - left[299])*eps,
+             'that is the last step alone': mix(1 - β[299]),
+             'the chain multiplies its factors, not its betas': mix(1 - β[:300].prod())},
+            'one minus beta, multiplied over the first steps, is alpha_bar', tol=1e-6)
+
+# %% ../nbs/a_exercises.ipynb #94972b8e
+def grade_step_back(answer):
+    "Mean and standard deviation of the step back, against `q_posterior`."
+    from ldm_nb.forward import alpha_bars, q_posterior
+    x0, x_t = torch.randn(2, 4, dtype=torch.float64, generator=generator('back'))
+    left = alpha_bars('cosine')[[400, 600]]
+    (α_s, α_t), (σ_s, σ_t) = left.sqrt(), (1 - left).sqrt()
+    mean, std = q_posterior(x0, x_t, α_s, σ_s, α_t, σ_t)
+    jump = σ_t**2 - (α_t/α_s*σ_s)**2
+    given = answer(x0, x_t, *left)
+    if not isinstance(given, tuple) or len(given) != 2:
+        raise Wrong('give back two things: mean, std')
+    middle = (α_s*x0 + x_t*α_s/α_t)/2
+    swapped = std**2*(α_s*x0*(α_t/α_s)**2/jump + x_t*α_s/α_t/σ_s**2)
+    compare(given[0], mean,
+            {'the surer bell must count more: weight by precision': middle,
+             'the weights are the wrong way round': swapped,
+             'that is where the start alone sees it': α_s*x0,
+             'that is where the end alone sees it': x_t*α_s/α_t},
+            'the mean is the mean of two centres, weighted by precision', tol=1e-6)
+    compare(given[1], std,
+            {'that is the variance': std**2, 'that is the precision': std**-2,
+             'that is the step forward, from s to t': jump**.5,
+             'that is the first bell alone': σ_s},
+            'the precisions of the two bells add up', tol=1e-6)
+
+# %% ../nbs/a_exercises.ipynb #5494cc23
+def grade_zero_terminal(answer):
+    "The rescaled chain, against `zero_snr`, and on a shorter chain its two fixed ends."
+    from ldm_nb.forward import alpha_bars
+    ᾱ = alpha_bars('scaled_linear')
+    cut, α = ᾱ.clone(), ᾱ[1:].sqrt()
+    cut[-1] = 0
+    squares = torch.cat([ᾱ[:1], (ᾱ[1:] - ᾱ[-1])*ᾱ[1]/(ᾱ[1] - ᾱ[-1])])
+    compare(answer(ᾱ.clone()), alpha_bars('zero_snr'),
+            {'setting the last value to zero makes one big step: move them all': cut,
+             'shifted, but not stretched: step 1 has changed':
+                 torch.cat([ᾱ[:1], (α - α[-1])**2]),
+             'shift and stretch the square root, not alpha_bar': squares},
+            'shift by the last, then stretch until step 1 is what it was', tol=1e-6)
+    short = alpha_bars('linear', 10)
+    given = answer(short.clone())
+    if not (given[-1] == 0 and close(given[:2], short[:2], 1e-9)):
+        raise Wrong('right for scaled_linear only: use the chain that is given')
+
+# %% ../nbs/a_exercises.ipynb #e43c1020
+def grade_my_schedule(answer):
+    "Both ends, a strict fall without jumps, and the time near equal parts."
+    t = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    α, σ = answer(t)
+    if α.shape != t.shape or σ.shape != t.shape:
+        raise Wrong('give back alpha and sigma, each shaped like t')
+    if not α[0]**2 >= 1e4*σ[0]**2:
+        raise Wrong('(1) at t = 0 the SNR is below 40 dB')
+    V = 25*α[-1]**2 + σ[-1]**2
+    nats = (V - 1 - V.log())/2
+    if not nats <= 1e-4:
+        raise Wrong(f'(2) at t = 1 the KL is {nats:.2g} nats: too much signal is left')
+    dB = 20*(α/σ).log10()
+    fall = -dB.diff()
+    if not (fall > 0).all():
+        raise Wrong('(3) the SNR must fall in every step')
+    if not fall.max() < .5:
+        raise Wrong(f'(3) one step falls by {fall.max():.2g} dB: no jumps')
+    share = (dB.abs() < 10).double().mean()
+    if not share >= .75:
+        raise Wrong(f'(4) {share:.0%} of the time is within 10 dB: 75 % are asked')
+
+# %% ../nbs/a_exercises.ipynb #706bb4ba
+def grade_half_width(answer):
+    "Against `paired` of the three differences."
+    from ldm_nb.training import paired
+    d = torch.tensor([.2, .5, .8], dtype=torch.float64)
+    half = paired(dict(enumerate(d.tolist())), {0: 0., 1: 0., 2: 0.})[1]
+    s, root = d.std().item(), 3**.5
+    compare(answer, half,
+            {'that is the mean: how far may it be off?': .5,
+             'that is the interval of one difference: divide by the root of n': 4.303*s,
+             '1.96 is for a known deviation: three values need 4.303': 1.96*s/root,
+             'the deviation has n - 1 in its denominator, not n':
+                 4.303*d.std(correction=0).item()/root,
+             'that is the whole width: half of it was asked for': 2*half},
+            '4.303 times the standard deviation over the root of 3', tol=.01)
+
+def grade_straight_middle(answer):
+    "Against the norm of the middle of two orthogonal draws in 256 dimensions."
+    a, b = torch.eye(256)[:2]*16
+    compare(answer, ((a + b)/2).norm(),
+            {'that is the length of each draw; the middle is shorter': 16.,
+             'did you halve? that is the length of a + b': (a + b).norm(),
+             'lengths at a right angle do not add: their squares do': 8.},
+            'by Pythagoras, what is the length of (a + b)/2?', tol=.02)
+
+# %% ../nbs/a_exercises.ipynb #39df544b
+def grade_standardise(answer):
+    "Against `latent_stats` and `normalize`, on latents of the shipped autoencoder."
+    from ldm_nb.vae import encode_all, latent_stats, load_autoencoder
+    vae, _ = load_autoencoder()
+    images = torch.rand(12, 1, 32, 32, generator=generator(0, 'standardise'))*2 - 1
+    z = encode_all(vae, images)
+    given = z.clone()
+    try:
+        got, undo = answer(given)
+    except (TypeError, ValueError):
+        raise Wrong('give back two things: the standardised latents, and a function')
+    def by(dims):
+        return (z - z.mean(dims, keepdim=True))/z.std(dims, keepdim=True)
+    stats = latent_stats(vae, images, z)
+    compare(got, stats.normalize(z),
+            {'one mean for all channels: each has its own': (z - z.mean())/z.std(),
+             'that is each image by itself: the clouds of all images count': by((2, 3)),
+             'that is each position by itself: rows and columns share': by((0,)),
+             'the mean is still there': z/z.std((0, 2, 3), keepdim=True),
+             'variance in the place of the deviation':
+                 (z - z.mean((0, 2, 3), keepdim=True))/z.var((0, 2, 3), keepdim=True)},
+            'over images, rows and columns, each channel shall have mean 0, deviation 1')
+    if not given.equal(z):
+        raise Wrong('the latents that were given have been changed')
+    other = torch.randn(3, *z.shape[1:], generator=generator(1, 'standardise'))
+    compare(undo(other), stats.denormalize(other),
+            {'undone in the wrong order: first times std, then plus mean':
+                 (other + stats.denormalize(other*0))*(stats.denormalize(other*0 + 1)
+                                                       - stats.denormalize(other*0))},
+            'undo must use mean and deviation of the data, whatever it is given')
+
+# %% ../nbs/a_exercises.ipynb #dbdebfc6
+def grade_drop_labels(answer):
+    "Shares over 20,000 labels, and the ends of p, which are exact."
+    labels = torch.arange(20_000) % 10
+    given = labels.clone()
+    torch.manual_seed(seed_for(0, 'drop_labels'))
+    got = answer(given, 10, .1)
+    if not given.equal(labels):
+        raise Wrong('the labels that were given have been changed')
+    compare(torch.tensor(got.shape), torch.tensor(labels.shape), {}, 'one label each')
+    hidden = got != labels
+    share = hidden.float().mean().item()
+    if hidden.any() and not (got[hidden] == 10).all():
+        raise Wrong('a hidden label must be num_classes: all smaller ones are classes')
+    if share in (0., 1.):
+        raise Wrong('all or none is hidden: each label needs a draw of its own')
+    if abs(share - .9) < .02:
+        raise Wrong('p is the share that is hidden, not the share that is kept')
+    if abs(share - .1) > .02:
+        raise Wrong(f'of p = 0.1 you hide {share:.3f}')
+    for p, expected in (0., labels), (1., torch.full_like(labels, 10)):
+        compare(answer(labels, 10, p), expected, {}, f'what should p = {p:.0f} do?')
+
+# %% ../nbs/a_exercises.ipynb #5b6ce097
+_FREE = 'widths', 'blocks', 'emb_dim', 'lr', 'ema_decay', 'label_dropout'
+
+@lru_cache
+def _short_losses(recipe, steps=60): # {seed: loss on images that training did not see}
+    from ldm_nb.data import fashion_mnist, pad_images
+    from ldm_nb.vae import encode_all, load_autoencoder
+    from ldm_nb.denoiser import diffusion_loss
+    from ldm_nb.training import train_denoiser
+    (vae, stats), data = load_autoencoder(), fashion_mnist()[:1024]
+    z = stats.normalize(encode_all(vae, pad_images(data.images)))
+    losses = {}
+    for seed in range(3):
+        net = train_denoiser(z[:512], data.labels[:512], stats, recipe, 10, seed,
+                             num_steps=steps)['ema']
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(seed_for(seed, 'judge'))
+            at = next(net.parameters()).device
+            losses[seed] = diffusion_loss(net, z[512:].to(at),
+                                          data.labels[512:].to(at)).item()
+    return losses
+
+def grade_better_recipe(answer):
+    "A paired interval of the losses, the changed recipe's minus the smoke recipe's."
+    from ldm_nb.training import RECIPES, paired
+    if not isinstance(answer, dict) or len(answer) != 1:
+        raise Wrong('the answer is a dictionary with one field, as dict(ema_decay=.9)')
+    if set(answer) - set(_FREE):
+        raise Wrong(f'only these may be changed: {", ".join(_FREE)}')
+    changed = {k: tuple(v) if isinstance(v, list) else v for k, v in answer.items()}
+    new, old = (_short_losses(replace(RECIPES['smoke'], **c)) for c in (changed, {}))
+    mean, half = paired(new, old)
+    if not mean < -half:
+        raise Wrong(f'the loss changes by {mean:+.4f} ± {half:.4f}: '
+                    + ('that is worse' if mean > half else 'the interval holds zero'))

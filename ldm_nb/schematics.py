@@ -109,7 +109,7 @@ _WAYS = ['image encoder', 'encoder latent', 'latent forward', 'forward noisy',
          'noise sampler', 'sampler new latent', 'new latent decoder',
          'decoder new image', 'image evaluation', 'new image evaluation']
 
-# %% ../nbs/a_schematics.ipynb #f3036e47
+# %% ../nbs/a_schematics.ipynb #ac1628aa
 def _place(ax, name, here): # one part of the pipeline
     row, column, text, kind, chapter = _PARTS[name]
     x, y = .56 + 1.07*column, .55 + .8*row
@@ -136,8 +136,8 @@ def pipeline(*here): # the parts that the chapter builds; all are plain without
     places = {name: _place(ax, name, here) for name in _PARTS}
     for a, b in map(_way, _WAYS):
         arrow(ax, places[a], places[b], dim=bool(here))
-    note(ax, 4.85, 2.6, 'training', size=8, style='italic')
-    note(ax, 4.85, .12, 'sampling', size=8, style='italic')
+    note(ax, .62, 2.15, 'training', size=8, style='italic')
+    note(ax, .62, .55, 'sampling', size=8, style='italic')
     for name in here[:1]:
         spot = places[name]
         note(ax, spot.x, spot.y + .39, 'you are here', size=7.5, colour='#b8640f',
