@@ -5,18 +5,22 @@
 # %% auto #0
 __all__ = ['Wrong', 'NotAnswered', 'Verdict', 'check', 'close', 'compare', 'grade_area', 'grade_first_mixture',
            'grade_first_guess', 'grade_first_walk', 'grade_pixels_seen', 'grade_bits_per_number', 'grade_patchify',
-           'grade_best_projection', 'grade_half_the_arithmetic', 'grade_snr_time', 'grade_one_jump', 'grade_step_back',
-           'grade_zero_terminal', 'grade_my_schedule', 'grade_half_width', 'grade_straight_middle', 'grade_standardise',
-           'grade_drop_labels', 'grade_better_recipe']
+           'grade_best_projection', 'grade_half_the_arithmetic', 'grade_beta_one', 'grade_kl_between', 'grade_quantize',
+           'grade_stream_stats', 'grade_lively', 'grade_snr_time', 'grade_one_jump', 'grade_step_back',
+           'grade_zero_terminal', 'grade_my_schedule', 'grade_unavoidable_error', 'grade_points_denoiser',
+           'grade_noisy_step', 'grade_attend', 'grade_twelve_calls', 'grade_half_width', 'grade_straight_middle',
+           'grade_standardise', 'grade_drop_labels', 'grade_better_recipe']
 
-# %% ../nbs/a_exercises.ipynb #87fb1a73
+# %% ../nbs/a_exercises.ipynb #7756c024
 import inspect
 import math
+from dataclasses import replace
+from functools import lru_cache
 import torch
 from torch import Tensor
 from .core import *
 
-# %% ../nbs/a_exercises.ipynb #3908adc1
+# %% ../nbs/a_exercises.ipynb #82e37637
 class Wrong(AssertionError):
     "An answer that is not right; the message is the hint."
     def _render_traceback_(self): # what IPython shows
@@ -25,7 +29,7 @@ class Wrong(AssertionError):
 class NotAnswered(Exception):
     "The answer, or what the function gave back, is still missing."
 
-# %% ../nbs/a_exercises.ipynb #30cb40b5
+# %% ../nbs/a_exercises.ipynb #1d6af495
 class Verdict:
     "What `check` gives back: true if the answer is right, with a line for the reader."
     def __init__(self, right:bool, text:str):
@@ -35,7 +39,7 @@ class Verdict:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/a_exercises.ipynb #90699cae
+# %% ../nbs/a_exercises.ipynb #3d74530b
 def _awake(answer):
     "The answer; `NotAnswered` if it, or what it gives back when called, is missing."
     if answer is None or answer is ...:
@@ -63,7 +67,7 @@ def check(name:str, # of the exercise
         return Verdict(False, f'○ {name}: not answered yet')
     return Verdict(True, f'✔ {name}: right')
 
-# %% ../nbs/a_exercises.ipynb #536b621a
+# %% ../nbs/a_exercises.ipynb #ce6b56bb
 def _numbers(value): # a number, a list, an array or a tensor -> a double tensor
     return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
 
@@ -90,7 +94,7 @@ def compare(answer, expected,
             raise Wrong(fits)
     raise Wrong(hint)
 
-# %% ../nbs/a_exercises.ipynb #220a47ad
+# %% ../nbs/a_exercises.ipynb #6a1536d0
 def grade_area(answer):
     "The area of a circle of a given radius."
     radius = torch.tensor([1., 2., 3.])
@@ -99,7 +103,7 @@ def grade_area(answer):
              'is it the diameter that you squared?': math.pi*(2*radius)**2},
             'what is the area of a circle of radius 1?')
 
-# %% ../nbs/a_exercises.ipynb #87e105ea
+# %% ../nbs/a_exercises.ipynb #61291667
 def grade_first_mixture(answer):
     "The mixture of a datum and a noise."
     compare(answer, [.75, .5],
@@ -120,7 +124,7 @@ def grade_first_guess(answer):
              'u is the whole way; at time t only a part of it was gone': x_t - u},
             'solve x_t = (1 - t) x_0 + t (u + x_0) for x_0')
 
-# %% ../nbs/a_exercises.ipynb #b5956cf2
+# %% ../nbs/a_exercises.ipynb #77231717
 def grade_first_walk(answer):
     "Eight questions at most; half of the distance that eight plain steps leave."
     angle = torch.linspace(0, 2*math.pi, 257)[:-1]
@@ -148,7 +152,7 @@ def grade_first_walk(answer):
         raise Wrong(f'the mean distance from the ring is {off(end):.4f}, eight plain '
                     f'steps leave {plain:.4f}: halve it')
 
-# %% ../nbs/a_exercises.ipynb #5a298bb8
+# %% ../nbs/a_exercises.ipynb #636ea353
 def grade_pixels_seen(answer):
     "Against the width in pixels that gradients reach from one number of the latent."
     from torch import nn
@@ -184,7 +188,7 @@ def grade_bits_per_number(answer):
                  bits + 2*math.log2(.1)},
             'add the entropy of the Gaussian and what the step costs', tol=5e-3)
 
-# %% ../nbs/a_exercises.ipynb #b1de7e9f
+# %% ../nbs/a_exercises.ipynb #50a29419
 def grade_patchify(answer):
     "Against `pixel_unshuffle`, with several channels and sides that differ."
     images = torch.arange(2*3*8*12.).view(2, 3, 8, 12)
@@ -219,7 +223,7 @@ def grade_best_projection(answer):
                  rank(points - mean, slice(4, 6)) + mean},
             'is it a projection on the k directions of most variance?')
 
-# %% ../nbs/a_exercises.ipynb #10d75bdf
+# %% ../nbs/a_exercises.ipynb #c4a93d57
 def _decibels(model, train, test): # after the same short training for all
     from ldm_nb.autoencoder import psnr
     from ldm_nb.data import crop_images
@@ -256,7 +260,101 @@ def grade_half_the_arithmetic(answer):
     if mine <= default:
         raise Wrong(f'{mine:.2f} dB, and the default reaches {default:.2f} dB')
 
-# %% ../nbs/a_exercises.ipynb #790c681e
+# %% ../nbs/a_exercises.ipynb #2be511bd
+def grade_beta_one(answer):
+    "The weight for which the likelihood's standard deviation is the error made."
+    mse = 4/10**2.4
+    compare(answer, 2*mse*256/1024,
+            {'where is d/P? There are four pixels for each latent number': 2*mse,
+             'the weight is 2σ_x² d/P: the 2 is missing': mse/4,
+             'pixels have a range of 2, so MSE = 4/10^(PSNR/10)': mse/8,
+             'σ_x² is the MSE; you took its root': mse**.5/2},
+            'MSE from the decibels, σ_x² = MSE, then w_KL = 2σ_x² d/P', 1e-2)
+
+def grade_kl_between(answer):
+    "Against PyTorch's KL of two normals."
+    from torch.distributions import Normal, kl_divergence as kl
+    means, logs = torch.randn(2, 2, 5, 3, generator=generator('grade kl'))
+    q, p = (Normal(m, (l/2).exp()) for m, l in zip(means, logs))
+    wide_q, wide_p = (Normal(m, l.exp()) for m, l in zip(means, logs))
+    compare(answer(means[0], logs[0], means[1], logs[1]), kl(q, p),
+            {'that is the KL the other way round: average over the first': kl(p, q),
+             'a log-variance is twice the log of σ': kl(wide_q, wide_p),
+             'elementwise, in nats: that is twice the KL': 2*kl(q, p)},
+            'average log q - log p over z from the first; with N(0, 1) as the second '
+            'it must be kl_divergence')
+
+def grade_quantize(answer):
+    "The nearest codes of `VectorQuantizer`, and the gradient that arrives at z."
+    from ldm_nb.vae import nearest_code
+    z = torch.randn(2, 3, 4, 5, generator=generator('grade z')).requires_grad_()
+    codebook = torch.randn(8, 3, generator=generator('grade codes'))
+    out = answer(z, codebook)
+    product = torch.einsum('bdhw,kd->bhwk', z, codebook).argmax(-1)
+    compare(out, codebook[nearest_code(z, codebook)].movedim(-1, 1),
+            {'that is z itself': z,
+             'nearest by distance, not by inner product':
+             codebook[product].movedim(-1, 1)},
+            'each vector z[b, :, i, j] becomes the nearest row of the codebook')
+    upstream = torch.randn(z.shape, generator=generator('grade upstream'))
+    if out.requires_grad:
+        (out*upstream).sum().backward()
+    if z.grad is None or not z.grad.any():
+        raise Wrong('the numbers are right, but no gradient arrives at z')
+    compare(z.grad, upstream, {}, 'the gradient must arrive at z unchanged')
+
+# %% ../nbs/a_exercises.ipynb #8c59cc10
+def grade_stream_stats(answer):
+    "Against `latent_stats`, which sees all latents at once."
+    from ldm_nb.vae import VAE, latent_stats
+    z = torch.randn(300, 4, 2, 2, generator=generator('grade stream'))
+    z = z*torch.tensor([1., .5, 2., 1.]).view(4, 1, 1)
+    z = z + torch.linspace(-2, 2, 300).view(-1, 1, 1, 1)
+    z[:, 3] += 4000
+    batches = z.split([120, 120, 57, 3])
+    exact = latent_stats(VAE(width=8), torch.zeros(300, 1, 8, 8), z)
+    m, s = (torch.tensor(v, dtype=torch.float64) for v in (exact.mean, exact.std))
+    mean, std = (torch.as_tensor(v) for v in answer(iter(batches)))
+    within = torch.stack([b.double().std((0, 2, 3)) for b in batches]).mean(0)
+    flat = z.transpose(0, 1).flatten(1)
+    compare(std.nan_to_num(), s,
+            {'a mean of the batches\' deviations forgets how far their means lie apart':
+             within, 'that is the variance: take the root': s*s,
+             'over all numbers of a channel, not for each batch': flat.std(0)},
+            'a wrong standard deviation: from sums over all batches? In float32 the '
+            'squares of the last channel have lost theirs: sum in double')
+    unweighted = torch.stack([b.double().mean((0, 2, 3)) for b in batches]).mean(0)
+    compare(1 + (mean.double() - m)/s, torch.ones(4),
+            {'a small batch counts less than a large one': 1 + (unweighted - m)/s},
+            'a wrong mean: divide the sum by how many numbers a channel has')
+
+# %% ../nbs/a_exercises.ipynb #abf7b8a6
+def grade_lively(answer):
+    "Trains a small VAE with the loss; judges nats per channel and PSNR on test images."
+    from ldm_nb.autoencoder import psnr
+    from ldm_nb.data import fashion_mnist, pad_images
+    from ldm_nb.loop import fit
+    from ldm_nb.vae import VAE, kl_divergence
+    x, test = (pad_images(fashion_mnist(part)[:n].images).to(default_device())
+               for part, n in (('train', 1000), ('test', 200)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        small = VAE(width=16, encoder_depth=1, decoder_depth=1)
+        vae = fit(small, lambda model, i: answer(model, x[i]), len(x), 32,
+                  num_steps=200)['model']
+    with torch.no_grad():
+        mean, logvar = vae.moments(test)
+        nats = kl_divergence(mean, logvar).mean((0, 2, 3))
+        dB = psnr(vae.decode(mean), test).mean().item()
+    found = f'nats per channel {[round(v, 2) for v in nats.tolist()]}, {dB:.1f} dB'
+    if nats.mean() > .6:
+        raise Wrong(f'{found}: the latent costs too much, charge for it')
+    if nats.min() < .3:
+        raise Wrong(f'{found}: a channel has collapsed, protect the weakest')
+    if dB < 17:
+        raise Wrong(f'{found}: the nats are there, but the picture is lost')
+
+# %% ../nbs/a_exercises.ipynb #d3fa910c
 def grade_snr_time(answer):
     "The time at which the flow's SNR is -20 dB."
     from ldm_nb.forward import Schedule
@@ -286,7 +384,7 @@ def grade_one_jump(answer):
              'the chain multiplies its factors, not its betas': mix(1 - β[:300].prod())},
             'one minus beta, multiplied over the first steps, is alpha_bar', tol=1e-6)
 
-# %% ../nbs/a_exercises.ipynb #94972b8e
+# %% ../nbs/a_exercises.ipynb #8d3ab0cd
 def grade_step_back(answer):
     "Mean and standard deviation of the step back, against `q_posterior`."
     from ldm_nb.forward import alpha_bars, q_posterior
@@ -312,7 +410,7 @@ def grade_step_back(answer):
              'that is the first bell alone': σ_s},
             'the precisions of the two bells add up', tol=1e-6)
 
-# %% ../nbs/a_exercises.ipynb #5494cc23
+# %% ../nbs/a_exercises.ipynb #84c4e64a
 def grade_zero_terminal(answer):
     "The rescaled chain, against `zero_snr`, and on a shorter chain its two fixed ends."
     from ldm_nb.forward import alpha_bars
@@ -331,7 +429,7 @@ def grade_zero_terminal(answer):
     if not (given[-1] == 0 and close(given[:2], short[:2], 1e-9)):
         raise Wrong('right for scaled_linear only: use the chain that is given')
 
-# %% ../nbs/a_exercises.ipynb #e43c1020
+# %% ../nbs/a_exercises.ipynb #5d8d0c41
 def grade_my_schedule(answer):
     "Both ends, a strict fall without jumps, and the time near equal parts."
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
@@ -354,7 +452,110 @@ def grade_my_schedule(answer):
     if not share >= .75:
         raise Wrong(f'(4) {share:.0%} of the time is within 10 dB: 75 % are asked')
 
-# %% ../nbs/a_exercises.ipynb #706bb4ba
+# %% ../nbs/a_exercises.ipynb #bc796823
+def grade_unavoidable_error(answer):
+    "The share of a standard normal's variance that x_t leaves open: 0.1 at t = 0.25."
+    from ldm_nb.forward import Schedule
+    α, σ = Schedule('flow')(torch.tensor(.25, dtype=torch.float64))
+    expected = σ**2/(α**2 + σ**2)
+    compare(answer, expected,
+            {'that is the error of x_t/α, which a better guess shrinks': (σ/α)**2,
+             'that is the variance of the noise in x_t, not of the guess': σ**2,
+             'that is what the guess explains: what is left of 1?': 1 - expected,
+             'that is the error of guessing 0 each time': 1},
+            'what is the mean square of x_0 - α x_t/(α² + σ²)?')
+
+def grade_points_denoiser(answer):
+    "The mixture's denoiser with blobs of width 0."
+    from ldm_nb.denoiser import mixture_denoiser
+    points, x = torch.randn(2, 5, 3, generator=generator('points'))
+    α, σ, K = .6, .5, len(points)
+    def best(α=α, σ=σ):
+        return mixture_denoiser(x, α, σ, points, torch.full((K,), 1/K), 0.)
+    near = torch.cdist(x, α*points)
+    weights = torch.full((K,), 1/K)
+    compare(answer(x, α, σ, points), best(),
+            {'that is the nearest point: the posterior mean averages':
+                 points[near.argmin(1)],
+             'the noisy point is compared with α times each point': mixture_denoiser(
+                 x, 1., σ, points, weights, 0.),
+             'the exponent has the variance, and the 2': best(σ=σ/2**.5),
+             'the exponent has the squared distance':
+                 (-near/(2*σ**2)).softmax(1) @ points,
+             'sums over points: over which dimension do the shares add up to 1?':
+                 (-near**2/(2*σ**2)).softmax(0) @ points},
+            'weight each point by how likely α times it becomes x_t, and average')
+
+# %% ../nbs/a_exercises.ipynb #d8aed709
+def grade_noisy_step(answer):
+    "The second of four steps of `sample_chain`, at η = 0.7, with the same fresh noise."
+    from ldm_nb.denoiser import sample_chain
+    from ldm_nb.forward import Schedule
+    schedule, η, seen, guesses = Schedule('cosine'), .7, [], []
+    def denoise(x, t):
+        guesses.append((x.tanh(), x.cos()))
+        return guesses[-1]
+    def keep(step, x, x0):
+        seen.append(x)
+    noise = torch.randn(50, 2, generator=generator('step'))
+    sample_chain(denoise, noise, schedule, 4, η, generator('fresh'), keep)
+    rng = generator('fresh')
+    fresh = [torch.randn(50, 2, generator=rng) for _ in range(2)][1]
+    (α_t, σ_t), (α_s, σ_s) = map(schedule, torch.tensor([.75, .5]))
+    x0, eps = guesses[1]
+    new = σ_s/σ_t*(σ_t**2 - (α_t/α_s)**2*σ_s**2).sqrt()
+    def step(new, rest):
+        return α_s*x0 + rest*eps + new*fresh
+    compare(answer(x0, eps, α_t, σ_t, α_s, σ_s, η, fresh), seen[1],
+            {'the guessed noise must give up what fresh noise adds': step(η*new, σ_s),
+             'that is η = 1, whatever η is': step(new, (σ_s**2 - new**2).sqrt()),
+             'that is η = 0, whatever η is': step(0, σ_s),
+             'variances add up, not standard deviations': step(η*new, σ_s - η*new)},
+            'x_s = α_s x0 + √(σ_s² - η²σ̃²) eps + η σ̃ fresh')
+
+def grade_attend(answer):
+    "PyTorch's own function."
+    q, k, v = torch.randn(3, 2, 3, 5, 4, generator=generator('attend'))
+    scores = q @ k.transpose(-1, -2)
+    root = q.shape[-1]**.5
+    compare(answer(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v),
+            {'divide the scores by the root of the length of a vector':
+                 scores.softmax(-1) @ v,
+             'divide by the root of the length, not by the length':
+                 (scores/root**2).softmax(-1) @ v,
+             'the shares that one token gives to all others sum to 1':
+                 (scores/root).softmax(-2) @ v,
+             'without a softmax the shares do not sum to 1': scores/root @ v},
+            'softmax(q kᵀ/√c) v')
+
+# %% ../nbs/a_exercises.ipynb #425ee096
+def grade_twelve_calls(answer):
+    "Exact denoiser, 10,000 points: weights within 0.03, width of the blobs within 3 %."
+    from ldm_nb.denoiser import mixture_denoiser
+    centres = torch.tensor([[-1.2, -.7], [1.2, -.7], [0., 1.4]])
+    weights, calls = torch.tensor([.5, .3, .2]), []
+    def denoise(x, t):
+        calls.append(t)
+        if len(calls) > 12:
+            raise Wrong('more than 12 calls of denoise: take fewer and larger steps')
+        t = torch.as_tensor(t).clamp(1e-6, 1)
+        x0 = mixture_denoiser(x, 1 - t, t, centres, weights, .15)
+        return x0, (x - (1 - t)*x0)/t
+    x = answer(denoise, torch.randn(10_000, 2, generator=generator('twelve')))
+    if tuple(x.shape) != (10_000, 2) or not x.isfinite().all():
+        raise Wrong(f'samples are {tuple(x.shape)}: expected 10,000 finite points in 2-D')
+    nearest = torch.cdist(x, centres).argmin(1)
+    shares = nearest.bincount(minlength=3)/len(x)
+    if (shares - weights).abs().max() > .03:
+        raise Wrong(f'the weights are {shares.tolist()}: expected 0.5, 0.3 and 0.2')
+    blobs = [x[nearest == k].std(0).mean() for k in range(3)]
+    width = torch.stack(blobs).mean().item()
+    if abs(width/.15 - 1) > .03:
+        word = 'narrow' if width < .15 else 'wide'
+        raise Wrong(f'the blobs are too {word}: {width:.4f}, expected 0.15 within 3 %. '
+                    'Where do smaller steps help?')
+
+# %% ../nbs/a_exercises.ipynb #145f611d
 def grade_half_width(answer):
     "Against `paired` of the three differences."
     from ldm_nb.training import paired
@@ -379,7 +580,7 @@ def grade_straight_middle(answer):
              'lengths at a right angle do not add: their squares do': 8.},
             'by Pythagoras, what is the length of (a + b)/2?', tol=.02)
 
-# %% ../nbs/a_exercises.ipynb #39df544b
+# %% ../nbs/a_exercises.ipynb #36bcc908
 def grade_standardise(answer):
     "Against `latent_stats` and `normalize`, on latents of the shipped autoencoder."
     from ldm_nb.vae import encode_all, latent_stats, load_autoencoder
@@ -411,7 +612,7 @@ def grade_standardise(answer):
                                                        - stats.denormalize(other*0))},
             'undo must use mean and deviation of the data, whatever it is given')
 
-# %% ../nbs/a_exercises.ipynb #dbdebfc6
+# %% ../nbs/a_exercises.ipynb #5435e739
 def grade_drop_labels(answer):
     "Shares over 20,000 labels, and the ends of p, which are exact."
     labels = torch.arange(20_000) % 10
@@ -434,7 +635,7 @@ def grade_drop_labels(answer):
     for p, expected in (0., labels), (1., torch.full_like(labels, 10)):
         compare(answer(labels, 10, p), expected, {}, f'what should p = {p:.0f} do?')
 
-# %% ../nbs/a_exercises.ipynb #5b6ce097
+# %% ../nbs/a_exercises.ipynb #758d7253
 _FREE = 'widths', 'blocks', 'emb_dim', 'lr', 'ema_decay', 'label_dropout'
 
 @lru_cache
