@@ -108,6 +108,8 @@ def main():
             if (name, seed, *args.steps) in there:
                 continue
             row = trial(name, seed, args.steps, kept)
+            if OUT.exists(): # another process may have added rows
+                result['rows'] = read_json(OUT)['rows']
             result['rows'].append(row)
             write_json(OUT, result)
             print(time.strftime('%X'), json.dumps(row), flush=True)

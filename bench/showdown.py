@@ -2,7 +2,7 @@
 
 A row is one contestant, trained from nothing for some seconds with one seed, in a process of its own, one after the other, on the embedded
 Fashion-MNIST; then 500 samples, all classes in turn, against the 2,000 test images. Denoisers are guided by the label, with 2, and once more
-by their early self instead (autoguidance 3). Errors are those of chapter 06, over samples and reference.
+by their guide, an early checkpoint, instead (autoguidance 3). Errors are those of chapter 06, over samples and reference.
 Memory is measured apart, in ten seconds of training each.
 The three rows of 270 seconds: --budgets 270 --seeds 0 --only latents 'pixels, U-Net' 'pixels, U-Net, guide from 35 %' (17 minutes).
 Rows that are already in ldm_nb/results/showdown.json are kept: delete the file to make all of them again.

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['relativistic_losses', 'gradient_penalty', 'judged', 'gan_loss', 'keep_variance', 'conv3', 'conv1', 'GANBlock',
-           'Generator', 'Discriminator', 'GAN', 'velocity_weight', 'PixelDiffusion', 'train_latents', 'labelled_images',
-           'gan_rate', 'train_gan', 'train_pixels', 'drawing_parameters', 'draw', 'count_flops']
+           'Generator', 'Discriminator', 'GAN', 'velocity_weight', 'PixelDiffusion', 'drawing_parameters', 'draw',
+           'count_flops', 'train_latents', 'labelled_images', 'gan_rate', 'train_gan', 'train_pixels']
 
 # %% ../nbs/10_showdown.ipynb #b6fd1862
 import math
@@ -54,7 +54,7 @@ def judged(discriminator:nn.Module,
 
 # %% ../nbs/10_showdown.ipynb #dd97285f
 def gan_loss(gan,         # has generator and discriminator
-             z:Tensor,    # (b, ...), noise
+             eps:Tensor,  # (b, ...), noise
              real:Tensor, # (b, ...), data
              *labels,     # (b,), if the networks take them
              gamma=1.,    # weight of both penalties; 0: none
@@ -63,13 +63,13 @@ def gan_loss(gan,         # has generator and discriminator
     """Both sides of the regularised relativistic loss in one sum (Huang et al. 2024).
 
     It is d + gamma/2 (R1 + R2) + g. Each weight is moved by its own side only."""
-    fake = gan.generator(z, *labels)
+    fake = gan.generator(eps, *labels)
     both, twice = torch.cat([real, fake.detach()]), [v.repeat(2) for v in labels]
     a, b = gan.discriminator(both, *twice).flatten().chunk(2)
     penalty = both.new_zeros(())
     if gamma:
         rows = torch.arange(len(both)).view(2, -1)
-        part = rows[:, :math.ceil(share*len(z))].flatten()
+        part = rows[:, :math.ceil(share*len(eps))].flatten()
         x = both[part].requires_grad_()
         scores = gan.discriminator(x, *(v[part] for v in twice))
         penalty = 2*gradient_penalty(scores, x).mean()
@@ -114,12 +114,12 @@ class Generator(nn.Module):
     """Noise and labels -> images of side 4 times 2 to the power of the widths' number.
 
     Every width after the first doubles the side, and so does the end."""
-    def __init__(self, num_classes=10, widths=(208, 128, 48), z_dim=64,
+    def __init__(self, num_classes=10, widths=(208, 128, 48), noise_dim=64,
                  image_channels=1):
         super().__init__()
-        self.z_dim, self.width = z_dim, widths[0]
-        self.label = nn.Embedding(num_classes, z_dim)
-        self.first = keep_variance(nn.Linear(2*z_dim, 16*widths[0]))
+        self.noise_dim, self.width = noise_dim, widths[0]
+        self.label = nn.Embedding(num_classes, noise_dim)
+        self.first = keep_variance(nn.Linear(2*noise_dim, 16*widths[0]))
         def double(): return nn.Upsample(scale_factor=2., mode='bilinear')
         levels = [GANBlock(widths[0])]
         for i, o in zip(widths, widths[1:]):
@@ -127,10 +127,10 @@ class Generator(nn.Module):
         end = [conv3(widths[-1], 16), nn.LeakyReLU(.2),
                conv3(16, image_channels, gain=.4)]
         self.body = nn.Sequential(*levels, double(), *end)
-    def forward(self, z, labels):
-        "Noise (b, z_dim) and labels (b,) -> images (b, c, side, side)."
-        x = self.first(torch.cat([z, self.label(labels)], 1))
-        return self.body(x.view(len(z), self.width, 4, 4))
+    def forward(self, eps, labels):
+        "Noise (b, noise_dim) and labels (b,) -> images (b, c, side, side)."
+        x = self.first(torch.cat([eps, self.label(labels)], 1))
+        return self.body(x.view(len(eps), self.width, 4, 4))
 
 # %% ../nbs/10_showdown.ipynb #ce04137b
 class Discriminator(nn.Module):
@@ -164,11 +164,12 @@ class GAN(nn.Module):
     @torch.no_grad()
     def sample(self, n, seed=0, batch_size=250):
         "Classes in turn -> (n, c, h, w) in [-1, 1], on the CPU."
-        z = torch.randn(n, self.generator.z_dim, generator=generator(seed, 'sample'))
+        eps = torch.randn(n, self.generator.noise_dim,
+                          generator=generator(seed, 'sample'))
         y = torch.arange(n) % self.num_classes
         device = next(self.parameters()).device
         made = []
-        for part, labels in zip(z.split(batch_size), y.split(batch_size)):
+        for part, labels in zip(eps.split(batch_size), y.split(batch_size)):
             x = self.generator(part.to(device), labels.to(device))
             made.append(x.clamp(-1, 1).cpu())
         return crop_images(torch.cat(made), self.image_size)
@@ -208,88 +209,6 @@ class PixelDiffusion(nn.Module):
             made.append(x0.clamp(-1, 1).cpu())
         return crop_images(torch.cat(made), self.image_size)
 
-# %% ../nbs/10_showdown.ipynb #cdad2958
-def train_latents(data:ImageData, seconds:float,
-                  out, # a new folder
-                  seed=0,
-                  recipe:Recipe|None=None # that of lesson size by default
-                 )->LatentDiffusion:
-    "Both stages of chapter 05 in one budget. The model's `steps` are its denoiser's."
-    model, losses = train_latent_diffusion(data, out, minutes=seconds/60, seed=seed,
-                                           recipe=recipe or Recipe())
-    model.steps = len(losses['denoiser'])
-    return model
-
-# %% ../nbs/10_showdown.ipynb #450795e2
-def labelled_images(data:ImageData, side=32)->Tensor: # (n, c, side, side)
-    "The padded images. `InputError` unless they have classes and fit into `side`."
-    if not data.classes:
-        raise InputError('the rivals draw classes, and these images have none: '
-                         'give a folder with one subfolder for each class')
-    h, w = data.images.shape[-2:]
-    if max(h, w) > side:
-        raise InputError(f'images are {h} x {w}, the rivals draw {side} x {side} at '
-                         'most: make them smaller')
-    return pad_images(data.images, side)
-
-# %% ../nbs/10_showdown.ipynb #c439b772
-def gan_rate(progress:float, step:int)->float:
-    "Warm-up over 100 steps, then half a cosine down to a tenth."
-    return min(1., (step + 1)/100)*(.55 + .45*math.cos(math.pi*progress))
-
-# %% ../nbs/10_showdown.ipynb #50c2b174
-def train_gan(data:ImageData, seconds:float,
-              out=None, # a folder for checkpoints
-              seed=0, batch_size=16, lr=5e-4, gamma=20., share=.25)->GAN:
-    """The regularised relativistic GAN (Huang et al. 2024).
-
-    Adam without momentum, running average of the weights. The number of training steps
-    is kept as `steps`."""
-    torch.manual_seed(seed_for(seed, 'gan'))
-    device, x = default_device(), labelled_images(data)
-    gan = GAN(data.images.shape[-2:], len(data.classes), x.shape[1])
-    def loss(model, i):
-        real, labels = x[i].to(device), data.labels[i].to(device)
-        z = torch.randn(len(i), model.generator.z_dim).to(device)
-        return gan_loss(model, z, real, labels, gamma=gamma, share=share)
-    run = fit(gan, loss, len(x), batch_size, lr, seconds=seconds, seed=seed,
-              stage='GAN', ema_decay=.998, lr_schedule=gan_rate, clip=math.inf,
-              betas=(0., .99), checkpoint=out)
-    run['ema'].steps = len(run['losses'])
-    return run['ema']
-
-# %% ../nbs/10_showdown.ipynb #33c3708c
-def train_pixels(data:ImageData, seconds:float,
-                 out=None,   # a folder for checkpoints
-                 seed=0,
-                 net='unet', # predicts the flow; or patches, which predicts the data
-                 batch_size=16, lr=1e-3, label_dropout=.1, guide_at=.35
-                )->PixelDiffusion:
-    """Diffusion on pixels: a U-Net, or a transformer on patches of 4 x 4.
-
-    The number of training steps is kept as `steps`."""
-    if net not in ('unet', 'patches'):
-        raise InputError(f"net is {net!r}: choose unet or patches")
-    torch.manual_seed(seed_for(seed, net))
-    device, x, k = default_device(), labelled_images(data), len(data.classes)
-    if net == 'unet':
-        model = UNet(x.shape[1], (32, 64, 96), num_classes=k, emb_dim=240)
-        prediction, weighting = 'flow_prediction', None
-    else:
-        model = DiT(x.shape[1], depth=5, patch_size=4, num_classes=k)
-        prediction, weighting = 'sample', velocity_weight
-    def loss(model, i):
-        kept = torch.rand(len(i)) >= label_dropout
-        y = data.labels[i].where(kept, k).to(device)
-        return diffusion_loss(model, x[i].to(device), y, prediction_type=prediction,
-                              weighting=weighting)
-    run = fit(model, loss, len(x), batch_size, lr, seconds=seconds, seed=seed,
-              stage=f'pixels, {net}', ema_decay=.995, guide_at=guide_at, checkpoint=out)
-    result = PixelDiffusion(run['ema'], data.images.shape[-2:], x.shape[1:], prediction,
-                            run['guide'])
-    result.steps = len(run['losses'])
-    return result
-
 # %% ../nbs/10_showdown.ipynb #dbcf1e2d
 def drawing_parameters(model)->int:
     """How many parameters work when a picture is drawn.
@@ -318,3 +237,92 @@ def count_flops(f)->int:
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         f()
     return counter.get_total_flops()
+
+# %% ../nbs/10_showdown.ipynb #cdad2958
+def train_latents(data:ImageData,
+                  seconds:float|None=None, # of both stages together
+                  out=None, # a new folder
+                  seed=0,
+                  recipe:Recipe|None=None, # that of lesson size by default
+                  steps:int|None=None      # of each stage, instead of seconds
+                 )->LatentDiffusion:
+    "Both stages of chapter 05 in one budget. The model's `steps` are its denoiser's."
+    model, losses = train_latent_diffusion(
+        data, out, minutes=seconds and seconds/60, steps=steps, seed=seed,
+        recipe=recipe or Recipe())
+    model.steps = len(losses['denoiser'])
+    return model
+
+# %% ../nbs/10_showdown.ipynb #450795e2
+def labelled_images(data:ImageData, side=32)->Tensor: # (n, c, side, side)
+    "The padded images. `InputError` unless they have classes and fit into `side`."
+    if not data.classes:
+        raise InputError('the rivals draw classes, and these images have none: '
+                         'give a folder with one subfolder for each class')
+    h, w = data.images.shape[-2:]
+    if max(h, w) > side:
+        raise InputError(f'images are {h} x {w}, the rivals draw {side} x {side} at '
+                         'most: make them smaller')
+    return pad_images(data.images, side)
+
+# %% ../nbs/10_showdown.ipynb #c439b772
+def gan_rate(progress:float, step:int)->float:
+    "Warm-up over 100 steps, then half a cosine down to a tenth."
+    return min(1., (step + 1)/100)*(.55 + .45*math.cos(math.pi*progress))
+
+# %% ../nbs/10_showdown.ipynb #50c2b174
+def train_gan(data:ImageData, seconds:float|None=None,
+              out=None, # a folder for checkpoints
+              seed=0, batch_size=16, lr=5e-4, gamma=20., share=.25,
+              steps:int|None=None # instead of seconds
+             )->GAN:
+    """The regularised relativistic GAN (Huang et al. 2024).
+
+    Adam without momentum, running average of the weights. The number of training steps
+    is kept as `steps`."""
+    torch.manual_seed(seed_for(seed, 'gan'))
+    device, x = default_device(), labelled_images(data)
+    gan = GAN(data.images.shape[-2:], len(data.classes), x.shape[1])
+    def loss(model, i):
+        real, labels = x[i].to(device), data.labels[i].to(device)
+        eps = torch.randn(len(i), model.generator.noise_dim).to(device)
+        return gan_loss(model, eps, real, labels, gamma=gamma, share=share)
+    run = fit(gan, loss, len(x), batch_size, lr, num_steps=steps, seconds=seconds,
+              seed=seed, stage='GAN', ema_decay=.998, lr_schedule=gan_rate,
+              clip=math.inf, betas=(0., .99), checkpoint=out)
+    run['ema'].steps = len(run['losses'])
+    return run['ema']
+
+# %% ../nbs/10_showdown.ipynb #33c3708c
+def train_pixels(data:ImageData, seconds:float|None=None,
+                 out=None,   # a folder for checkpoints
+                 seed=0,
+                 net='unet', # predicts the flow; or patches, which predicts the data
+                 batch_size=16, lr=1e-3, label_dropout=.1, guide_at=.35,
+                 steps:int|None=None # instead of seconds
+                )->PixelDiffusion:
+    """Diffusion on pixels: a U-Net, or a transformer on patches of 4 x 4.
+
+    The number of training steps is kept as `steps`."""
+    if net not in ('unet', 'patches'):
+        raise InputError(f"net is {net!r}: choose unet or patches")
+    torch.manual_seed(seed_for(seed, net))
+    device, x, k = default_device(), labelled_images(data), len(data.classes)
+    if net == 'unet':
+        model = UNet(x.shape[1], (32, 64, 96), num_classes=k, emb_dim=240)
+        prediction, weighting = 'flow_prediction', None
+    else:
+        model = DiT(x.shape[1], depth=5, patch_size=4, num_classes=k)
+        prediction, weighting = 'sample', velocity_weight
+    def loss(model, i):
+        kept = torch.rand(len(i)) >= label_dropout
+        y = data.labels[i].where(kept, k).to(device)
+        return diffusion_loss(model, x[i].to(device), y, prediction_type=prediction,
+                              weighting=weighting)
+    run = fit(model, loss, len(x), batch_size, lr, num_steps=steps, seconds=seconds,
+              seed=seed, stage=f'pixels, {net}', ema_decay=.995, guide_at=guide_at,
+              checkpoint=out)
+    result = PixelDiffusion(run['ema'], data.images.shape[-2:], x.shape[1:], prediction,
+                            run['guide'])
+    result.steps = len(run['losses'])
+    return result

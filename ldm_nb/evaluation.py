@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MOST', 'METRICS', 'sqrt_psd', 'frechet_distance', 'mean_cov', 'feature_stats', 'feature_distance', 'kid',
-           'kid_subsets', 'kid_error', 'inception_score', 'kth_distance', 'nearest', 'precision_recall',
-           'density_coverage', 'memorisation', 'bootstrap_error', 'frechet_error', 'measure', 'frechet_infinity',
-           'by_class', 'metric_name', 'evaluate', 'reconstruction_figures', 'report', 'print_report']
+           'kid_subsets', 'kid_error', 'kth_distance', 'nearest', 'precision_recall', 'density_coverage',
+           'memorisation', 'inception_score', 'bootstrap_error', 'frechet_influence', 'frechet_error', 'measure',
+           'by_class', 'metric_name', 'evaluate', 'reconstruction_figures', 'report', 'print_report',
+           'frechet_infinity']
 
 # %% ../nbs/06_evaluation.ipynb #f46b452e
 import time
@@ -19,7 +20,7 @@ from .autoencoder import *
 from .training import *
 from .features import *
 
-# %% ../nbs/06_evaluation.ipynb #b6ec53a6
+# %% ../nbs/06_evaluation.ipynb #827fd232
 def sqrt_psd(A:Tensor)->Tensor: # (d, d) symmetric, in and out
     "Symmetric square root. Eigenvalues below 0 are rounding, and count as 0."
     try:
@@ -28,24 +29,21 @@ def sqrt_psd(A:Tensor)->Tensor: # (d, d) symmetric, in and out
         vectors, values = torch.linalg.svd(A)[:2] # the same for a covariance
     return (vectors*values.clamp(min=0).sqrt()) @ vectors.T
 
-# %% ../nbs/06_evaluation.ipynb #827fd232
 def frechet_distance(mean1:Tensor, cov1:Tensor, # (d,), (d, d)
                      mean2:Tensor, cov2:Tensor)->float:
     """Squared Fréchet (2-Wasserstein) distance of two Gaussians, in float64.
 
     Dowson and Landau 1982; Heusel et al. 2017, eq. 6."""
-    given = mean1, cov1, mean2, cov2
-    mean1, cov1, mean2, cov2 = (v.cpu().double() for v in given)
-    cross = torch.linalg.svdvals(sqrt_psd(cov1) @ sqrt_psd(cov2)).sum()
-    way = (mean1 - mean2).square().sum()
-    return (way + cov1.trace() + cov2.trace() - 2*cross).item()
+    m1, C1, m2, C2 = (v.cpu().double() for v in (mean1, cov1, mean2, cov2))
+    cross = torch.linalg.svdvals(sqrt_psd(C1) @ sqrt_psd(C2)).sum()
+    shift = (m1 - m2).square().sum()
+    return (shift + C1.trace() + C2.trace() - 2*cross).item()
 
 # %% ../nbs/06_evaluation.ipynb #7d03f4c0
 def mean_cov(x:Tensor)->tuple: # (n, d) -> (d,), (d, d), float64
     "Mean and covariance of features. `InputError` for fewer than `MIN_IMAGES`."
     if len(x) < MIN_IMAGES:
-        raise InputError(f'{len(x)} images: a distance between distributions needs '
-                         f'{MIN_IMAGES} or more')
+        raise InputError(f'{len(x)} images: a distance needs {MIN_IMAGES} or more')
     stats = FeatureStats(x.shape[1])
     for part in x.split(5000):
         stats.update(part)
@@ -103,19 +101,6 @@ def kid_error(x:Tensor, y:Tensor)->float:
     without = within - 2*(cross.sum() - cross)/(n - 1)
     return (without.std()*(n - 1)/n**.5).item()
 
-# %% ../nbs/06_evaluation.ipynb #22015e4b
-def inception_score(logits:Tensor, # (n, classes)
-                    splits=10      # parts; each gives one score, with its own p(y)
-                   )->Tensor:      # (splits,)
-    """exp E KL(p(y|x) || p(y)) by parts: report mean and standard deviation.
-
-    Salimans et al. 2016. Higher is better."""
-    def score(part):
-        p, log_p = part.softmax(1), part.log_softmax(1)
-        return (p*(log_p - p.mean(0).log())).sum(1).mean().exp()
-    parts = logits.cpu().double().tensor_split(splits)
-    return torch.stack([score(part) for part in parts])
-
 # %% ../nbs/06_evaluation.ipynb #c1b07ba2
 def kth_distance(x:Tensor, k:int)->Tensor: # (n,)
     "Distance of each row of x (n, d) to the k-th nearest other row."
@@ -172,6 +157,19 @@ def memorisation(samples:Tensor, train:Tensor,
     error = max(by_chance.item()**.5, held_out.std().item()/p/n**.5)
     return 1 - held_out.mean().item()/p, error
 
+# %% ../nbs/06_evaluation.ipynb #22015e4b
+def inception_score(logits:Tensor, # (n, classes)
+                    splits=10      # parts; each gives one score, with its own p(y)
+                   )->Tensor:      # (splits,)
+    """exp E KL(p(y|x) || p(y)) by parts: report mean and standard deviation.
+
+    Salimans et al. 2016. Higher is better."""
+    def score(part):
+        p, log_p = part.softmax(1), part.log_softmax(1)
+        return (p*(log_p - p.mean(0).log())).sum(1).mean().exp()
+    parts = logits.cpu().double().tensor_split(splits)
+    return torch.stack([score(part) for part in parts])
+
 # %% ../nbs/06_evaluation.ipynb #92693aa2
 def bootstrap_error(metric, x:Tensor, resamples=100, seed=0)->float:
     "Standard error of metric(x) for rows x (n, ...): the bootstrap (Efron 1979)."
@@ -181,24 +179,27 @@ def bootstrap_error(metric, x:Tensor, resamples=100, seed=0)->float:
     return float(torch.tensor(values).std())
 
 # %% ../nbs/06_evaluation.ipynb #1033968c
-def frechet_error(x:Tensor,                # features (n, d)
-                  mean:Tensor, cov:Tensor  # of the reference
-                 )->float:
-    """Standard error of the Fréchet distance over other draws of x.
-
-    By the infinitesimal jackknife (Jaeckel 1972), with the reference as given."""
+def frechet_influence(x:Tensor,                # features (n, d)
+                      mean:Tensor, cov:Tensor  # of the reference
+                     )->Tensor:                # (n,), up to a constant
+    "How the Fréchet distance moves if an image counts more (Jaeckel 1972)."
     x, mean, cov = (v.cpu().double() for v in (x, mean, cov))
     n, δ = len(x), x - x.mean(0)
     # δ.Mδ for each row, without inverting anything:
     s, Vh = torch.linalg.svd(sqrt_psd(cov) @ δ.T/n**.5, full_matrices=False)[1:]
     transported = n*(s[:, None]*Vh.square()).sum(0)
-    influence = 2*δ @ (x.mean(0) - mean) + δ.square().sum(1) - transported
-    return (influence.std()/n**.5).item()
+    return 2*δ @ (x.mean(0) - mean) + δ.square().sum(1) - transported
+
+def frechet_error(x:Tensor, mean:Tensor, cov:Tensor)->float:
+    """Standard error of the Fréchet distance over other draws of x (n, d).
+
+    By the infinitesimal jackknife, with mean and cov of the reference as given."""
+    return (frechet_influence(x, mean, cov).std()/len(x)**.5).item()
 
 # %% ../nbs/06_evaluation.ipynb #f1d8aab8
 MOST = 20_000 # images that metrics of pairs look at; they cost the square of it
 
-def _shares(real, fake): # {metric: one number an image}, of equally many rows
+def _shares(real, fake): # {metric: one number per image}, of equally many rows
     precision, recall = precision_recall(real, fake)
     density, coverage = density_coverage(real, fake)
     return dict(precision=precision, recall=recall, density=density, coverage=coverage)
@@ -228,20 +229,6 @@ def measure(x:Tensor, y:Tensor,      # features: images (n, d), reference (m, d)
         result['inception_score'] = score(logits), error
     return result
 
-# %% ../nbs/06_evaluation.ipynb #0224cc22
-def frechet_infinity(x:Tensor,                # features (n, d)
-                     mean:Tensor, cov:Tensor, # of the reference
-                     points=8, seed=0)->float:
-    """Fréchet distance extrapolated to infinitely many images.
-
-    A line against 1/n through subsets from n/4 to n (Chong and Forsyth 2020)."""
-    sizes = np.linspace(len(x)/4, len(x), points).round().astype(int)
-    rng, values = generator(seed, 'infinity'), []
-    for n in sizes:
-        part = x[torch.randperm(len(x), generator=rng)[:n]]
-        values.append(frechet_distance(*mean_cov(part), mean, cov))
-    return float(np.polyfit(1/sizes, values, 1)[1])
-
 # %% ../nbs/06_evaluation.ipynb #2299a524
 def by_class(x:Tensor, labels:Tensor,         # features (n, d) and labels of the images
              y:Tensor, y_labels:Tensor,       # of the reference
@@ -255,9 +242,10 @@ def by_class(x:Tensor, labels:Tensor,         # features (n, d) and labels of th
     rows = []
     for k, name in enumerate(classes):
         a, b, c = x[labels == k], y[y_labels == k], real[real_labels == k]
-        floor = score(kid, c[:max(len(a), least)], b)
+        c = c[:max(len(a), least)]
         rows.append(dict(name=name, n=len(a), kid=score(kid, a, b),
-                         kid_error=score(kid_error, a, b), kid_floor=floor))
+                         kid_error=score(kid_error, a, b), kid_floor=score(kid, c, b),
+                         kid_floor_error=score(kid_error, c, b)))
     return rows
 
 # %% ../nbs/06_evaluation.ipynb #9b457e62
@@ -277,8 +265,8 @@ def metric_name(metric:str, features:str)->str:
     return f'{name}, {"pixels" if metric == "memorisation" else features}'
 
 # %% ../nbs/06_evaluation.ipynb #32a1c503
-def _with_floor(values, floor): # {metric: dict(value, error, floor)}
-    return {k: dict(value=v, error=e, floor=floor[k][0])
+def _with_floor(values, floor): # {metric: dict(value, error, floor, floor_error)}
+    return {k: dict(value=v, error=e, floor=floor[k][0], floor_error=floor[k][1])
             for k, (v, e) in values.items()}
 
 def _check_sets(images, labels, reference, real): # before anything is measured
@@ -293,11 +281,9 @@ def _check_sets(images, labels, reference, real): # before anything is measured
         raise InputError(f'{len(labels)} labels for {len(images)} images: give one for '
                          'each, or none')
 
-def _accuracy(logits, labels, real_logits, real_labels): # with standard error and floor
+def _accuracy(logits, labels): # (value, standard error)
     right = (logits.argmax(1) == labels).double()
-    floor = (real_logits.argmax(1) == real_labels).double().mean().item()
-    return dict(value=right.mean().item(), error=(right.std()/len(right)**.5).item(),
-                floor=floor)
+    return right.mean().item(), (right.std()/len(right)**.5).item()
 
 # %% ../nbs/06_evaluation.ipynb #ac02ccad
 def evaluate(images,              # (n, c, h, w) in [-1, 1], or batches: what is judged
@@ -313,29 +299,29 @@ def evaluate(images,              # (n, c, h, w) in [-1, 1], or batches: what is
     y = extract(reference.images, features)
     order = torch.randperm(len(real), generator=generator(0, 'real'))
     rows = order[:min(len(x), MOST)]
-    t = extract(real.images[rows], features)
-    sizes = len(x), len(reference), len(t)
+    other = extract(real.images[rows], features)
+    sizes = len(x), len(reference), len(other)
     result = dict(features=features, n=len(x), size=list(reference.images.shape[1:]),
                   reference=f'{reference.name}, {len(reference)} images',
-                  dimensions=x.shape[1], floor_n=len(t), floor_of=real.name,
+                  dimensions=x.shape[1], floor_n=len(other), floor_of=real.name,
                   searched_for_copies=len(real), seed=seed)
     if min(sizes) < MIN_IMAGES:
         note = (f'nothing measured: it needs {MIN_IMAGES} images on each side, here are '
                 '{}, {} in the reference and {} other real ones'.format(*sizes))
         return result | dict(metrics={}, note=note)
     clothes = features == 'classifier' and reference.classes == FASHION_CLASSES
-    logits, real_logits = (class_logits(v) if clothes else None for v in (x, t))
+    logits, real_logits = (class_logits(v) if clothes else None for v in (x, other))
     metrics = _with_floor(measure(x, y, logits, resamples, seed),
-                          measure(t, y, real_logits, 0, seed))
+                          measure(other, y, real_logits, resamples, seed))
     theirs = pixel_features(real.images), pixel_features(reference.images)
-    copies, error = memorisation(thumbs[:MOST], *theirs)
-    metrics['memorisation'] = dict(value=copies, error=error, floor=0.)
+    copies = memorisation(thumbs[:MOST], *theirs)
+    metrics |= _with_floor(dict(memorisation=copies), dict(memorisation=(0., 0.)))
     if clothes and labels is not None:
-        metrics['class_accuracy'] = _accuracy(logits, labels, class_logits(y),
-                                              reference.labels)
+        ours, floor = _accuracy(logits, labels), _accuracy(class_logits(y), reference.labels)
+        metrics |= _with_floor(dict(class_accuracy=ours), dict(class_accuracy=floor))
     result |= dict(metrics=metrics, images_for_shares=min(len(x), len(y), MOST))
     if all(v is not None for v in (labels, reference.labels, real.labels)):
-        result['by_class'] = by_class(x, labels, y, reference.labels, t,
+        result['by_class'] = by_class(x, labels, y, reference.labels, other,
                                       real.labels[rows], reference.classes)
     return result
 
@@ -404,33 +390,44 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
 def _line(name, *cells): # a row of the printed table
     def text(v):
         return '' if v is None else v if isinstance(v, str) else f'{v:.4g}'
-    print(f'{name:44}' + ''.join(f'{text(v):>10}' for v in cells))
+    print(f'{name:40}' + ''.join(f'{text(v):>12}' for v in cells))
 
-def _times(v, scale): # None stays None
-    return None if v is None else v*scale
+def _columns(metric, e): # value, 95 % interval, floor, and its interval
+    error, floor_error = (v and 1.96*v for v in (e['error'], e.get('floor_error')))
+    if metric == 'memorisation': # a share, so an interval that ends at 0 and 100 %
+        ends = [min(max(e['value'] + v, 0), 1) for v in (0, -error, error)]
+        value, low, high = (f'{100*v:.0f}' for v in ends)
+        return f'{value} %', f'{low} to {high} %', '0 %', None
+    scale = 1000 if metric == 'kid' else 1
+    return [v and v*scale for v in (e['value'], error, e['floor'], floor_error)]
 
+def _notes(result): # what a reader should know before the numbers
+    if result.get('note'):
+        yield result['note']
+    if result['metrics'] and result['n'] < 2*result['dimensions']:
+        yield ('few images for so many features (fewer than twice as many): most of the '
+               'Fréchet distance is bias; read it beside its floor, or read KID')
+    if result['metrics'] and result['floor_n'] < result['n']:
+        yield 'the floor is of fewer images: too high for the Fréchet distance'
+
+# %% ../nbs/06_evaluation.ipynb #c583ef48
 def print_report(result:dict):
     "Print an evaluation as a table: value, 95 % interval, and what real images score."
     (c, h, w), features, metrics = result['size'], result['features'], result['metrics']
     print(f'{result["n"]:,} images of {h} x {w} x {c} against {result["reference"]}; '
           f'features: {features}{"" if features == "inception" else " (not FID)"}; '
           f'floor: {result["floor_n"]:,} images of {result["floor_of"]}')
-    if result.get('note'):
-        print(f'note: {result["note"]}')
-    if metrics and result['n'] < 2*result['dimensions']:
-        print('note: few images for so many features: most of the Fréchet distance is '
-              'bias; read it beside its floor, or read KID')
-    if metrics and result['floor_n'] < result['n']:
-        print('note: the floor is of fewer images: too high for the Fréchet distance')
+    for note in _notes(result):
+        print(f'note: {note}')
     if metrics:
-        _line('', 'value', '± 95 %', 'floor')
+        _line('', 'value', '± 95 %', 'floor', '± 95 %')
     for metric, e in metrics.items():
-        scale, error = 1000 if metric == 'kid' else 1, e['error'] and 1.96*e['error']
         name = metric_name(metric, features).replace('KID', 'KID x 1,000')
-        _line(name, *(_times(v, scale) for v in (e['value'], error, e['floor'])))
+        _line(name, *_columns(metric, e))
     for r in result.get('by_class', []):
-        _line(f'  {r["name"][:20]} ({r["n"]}): KID x 1,000', _times(r['kid'], 1000),
-              _times(r['kid_error'], 1960), _times(r['kid_floor'], 1000))
+        e = dict(value=r['kid'], error=r['kid_error'], floor=r['kid_floor'],
+                 floor_error=r.get('kid_floor_error'))
+        _line(f'  {r["name"][:20]} ({r["n"]}): KID x 1,000', *_columns('kid', e))
     for k, v in result.get('reconstruction', {}).items():
         _line(k, v)
     dials = 'guidance', 'autoguidance', 'sampling_steps', 'sampling_seed'
@@ -440,3 +437,17 @@ def print_report(result:dict):
     if metrics:
         print('± 95 %: for other samples of the same model and the same reference. '
               f'Precision to coverage: {result["images_for_shares"]:,} images of each side.')
+
+# %% ../nbs/06_evaluation.ipynb #0224cc22
+def frechet_infinity(x:Tensor,                # features (n, d)
+                     mean:Tensor, cov:Tensor, # of the reference
+                     points=8, seed=0)->float:
+    """Fréchet distance extrapolated to infinitely many images.
+
+    A line against 1/n through subsets from n/4 to n (Chong and Forsyth 2020)."""
+    sizes = np.linspace(len(x)/4, len(x), points).round().astype(int)
+    rng, values = generator(seed, 'infinity'), []
+    for n in sizes:
+        part = x[torch.randperm(len(x), generator=rng)[:n]]
+        values.append(frechet_distance(*mean_cov(part), mean, cov))
+    return float(np.polyfit(1/sizes, values, 1)[1])

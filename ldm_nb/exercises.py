@@ -9,9 +9,11 @@ __all__ = ['Wrong', 'NotAnswered', 'Verdict', 'check', 'close', 'compare', 'grad
            'grade_stream_stats', 'grade_lively', 'grade_snr_time', 'grade_one_jump', 'grade_step_back',
            'grade_zero_terminal', 'grade_my_schedule', 'grade_unavoidable_error', 'grade_points_denoiser',
            'grade_noisy_step', 'grade_attend', 'grade_twelve_calls', 'grade_half_width', 'grade_straight_middle',
-           'grade_standardise', 'grade_drop_labels', 'grade_better_recipe']
+           'grade_standardise', 'grade_drop_labels', 'grade_better_recipe', 'grade_perfect_coverage', 'grade_my_kid',
+           'grade_difference', 'grade_attack', 'grade_conv_gflop', 'grade_half_penalty', 'grade_game_value',
+           'grade_tamed']
 
-# %% ../nbs/a_exercises.ipynb #7756c024
+# %% ../nbs/a_exercises.ipynb #9db14b81
 import inspect
 import math
 from dataclasses import replace
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 from .core import *
 
-# %% ../nbs/a_exercises.ipynb #82e37637
+# %% ../nbs/a_exercises.ipynb #2a7b44c0
 class Wrong(AssertionError):
     "An answer that is not right; the message is the hint."
     def _render_traceback_(self): # what IPython shows
@@ -29,7 +31,7 @@ class Wrong(AssertionError):
 class NotAnswered(Exception):
     "The answer, or what the function gave back, is still missing."
 
-# %% ../nbs/a_exercises.ipynb #1d6af495
+# %% ../nbs/a_exercises.ipynb #e6451bdb
 class Verdict:
     "What `check` gives back: true if the answer is right, with a line for the reader."
     def __init__(self, right:bool, text:str):
@@ -39,7 +41,7 @@ class Verdict:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/a_exercises.ipynb #3d74530b
+# %% ../nbs/a_exercises.ipynb #7a1c7b34
 def _awake(answer):
     "The answer; `NotAnswered` if it, or what it gives back when called, is missing."
     if answer is None or answer is ...:
@@ -67,7 +69,7 @@ def check(name:str, # of the exercise
         return Verdict(False, f'○ {name}: not answered yet')
     return Verdict(True, f'✔ {name}: right')
 
-# %% ../nbs/a_exercises.ipynb #ce6b56bb
+# %% ../nbs/a_exercises.ipynb #7f350274
 def _numbers(value): # a number, a list, an array or a tensor -> a double tensor
     return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
 
@@ -94,7 +96,7 @@ def compare(answer, expected,
             raise Wrong(fits)
     raise Wrong(hint)
 
-# %% ../nbs/a_exercises.ipynb #6a1536d0
+# %% ../nbs/a_exercises.ipynb #cd38883a
 def grade_area(answer):
     "The area of a circle of a given radius."
     radius = torch.tensor([1., 2., 3.])
@@ -103,7 +105,7 @@ def grade_area(answer):
              'is it the diameter that you squared?': math.pi*(2*radius)**2},
             'what is the area of a circle of radius 1?')
 
-# %% ../nbs/a_exercises.ipynb #61291667
+# %% ../nbs/a_exercises.ipynb #fbcf9e29
 def grade_first_mixture(answer):
     "The mixture of a datum and a noise."
     compare(answer, [.75, .5],
@@ -124,7 +126,7 @@ def grade_first_guess(answer):
              'u is the whole way; at time t only a part of it was gone': x_t - u},
             'solve x_t = (1 - t) x_0 + t (u + x_0) for x_0')
 
-# %% ../nbs/a_exercises.ipynb #77231717
+# %% ../nbs/a_exercises.ipynb #3b51c023
 def grade_first_walk(answer):
     "Eight questions at most; half of the distance that eight plain steps leave."
     angle = torch.linspace(0, 2*math.pi, 257)[:-1]
@@ -152,7 +154,7 @@ def grade_first_walk(answer):
         raise Wrong(f'the mean distance from the ring is {off(end):.4f}, eight plain '
                     f'steps leave {plain:.4f}: halve it')
 
-# %% ../nbs/a_exercises.ipynb #636ea353
+# %% ../nbs/a_exercises.ipynb #ee2fd0ec
 def grade_pixels_seen(answer):
     "Against the width in pixels that gradients reach from one number of the latent."
     from torch import nn
@@ -188,7 +190,7 @@ def grade_bits_per_number(answer):
                  bits + 2*math.log2(.1)},
             'add the entropy of the Gaussian and what the step costs', tol=5e-3)
 
-# %% ../nbs/a_exercises.ipynb #50a29419
+# %% ../nbs/a_exercises.ipynb #34c0263c
 def grade_patchify(answer):
     "Against `pixel_unshuffle`, with several channels and sides that differ."
     images = torch.arange(2*3*8*12.).view(2, 3, 8, 12)
@@ -223,7 +225,7 @@ def grade_best_projection(answer):
                  rank(points - mean, slice(4, 6)) + mean},
             'is it a projection on the k directions of most variance?')
 
-# %% ../nbs/a_exercises.ipynb #c4a93d57
+# %% ../nbs/a_exercises.ipynb #b09a8741
 def _decibels(model, train, test): # after the same short training for all
     from ldm_nb.autoencoder import psnr
     from ldm_nb.data import crop_images
@@ -260,7 +262,7 @@ def grade_half_the_arithmetic(answer):
     if mine <= default:
         raise Wrong(f'{mine:.2f} dB, and the default reaches {default:.2f} dB')
 
-# %% ../nbs/a_exercises.ipynb #2be511bd
+# %% ../nbs/a_exercises.ipynb #777c2e8a
 def grade_beta_one(answer):
     "The weight for which the likelihood's standard deviation is the error made."
     mse = 4/10**2.4
@@ -303,7 +305,7 @@ def grade_quantize(answer):
         raise Wrong('the numbers are right, but no gradient arrives at z')
     compare(z.grad, upstream, {}, 'the gradient must arrive at z unchanged')
 
-# %% ../nbs/a_exercises.ipynb #8c59cc10
+# %% ../nbs/a_exercises.ipynb #a6118f70
 def grade_stream_stats(answer):
     "Against `latent_stats`, which sees all latents at once."
     from ldm_nb.vae import VAE, latent_stats
@@ -328,7 +330,7 @@ def grade_stream_stats(answer):
             {'a small batch counts less than a large one': 1 + (unweighted - m)/s},
             'a wrong mean: divide the sum by how many numbers a channel has')
 
-# %% ../nbs/a_exercises.ipynb #abf7b8a6
+# %% ../nbs/a_exercises.ipynb #ffa66c72
 def grade_lively(answer):
     "Trains a small VAE with the loss; judges nats per channel and PSNR on test images."
     from ldm_nb.autoencoder import psnr
@@ -354,7 +356,7 @@ def grade_lively(answer):
     if dB < 17:
         raise Wrong(f'{found}: the nats are there, but the picture is lost')
 
-# %% ../nbs/a_exercises.ipynb #d3fa910c
+# %% ../nbs/a_exercises.ipynb #1f224869
 def grade_snr_time(answer):
     "The time at which the flow's SNR is -20 dB."
     from ldm_nb.forward import Schedule
@@ -384,7 +386,7 @@ def grade_one_jump(answer):
              'the chain multiplies its factors, not its betas': mix(1 - β[:300].prod())},
             'one minus beta, multiplied over the first steps, is alpha_bar', tol=1e-6)
 
-# %% ../nbs/a_exercises.ipynb #8d3ab0cd
+# %% ../nbs/a_exercises.ipynb #175c6a33
 def grade_step_back(answer):
     "Mean and standard deviation of the step back, against `q_posterior`."
     from ldm_nb.forward import alpha_bars, q_posterior
@@ -410,7 +412,7 @@ def grade_step_back(answer):
              'that is the first bell alone': σ_s},
             'the precisions of the two bells add up', tol=1e-6)
 
-# %% ../nbs/a_exercises.ipynb #84c4e64a
+# %% ../nbs/a_exercises.ipynb #60a6cdee
 def grade_zero_terminal(answer):
     "The rescaled chain, against `zero_snr`, and on a shorter chain its two fixed ends."
     from ldm_nb.forward import alpha_bars
@@ -429,7 +431,7 @@ def grade_zero_terminal(answer):
     if not (given[-1] == 0 and close(given[:2], short[:2], 1e-9)):
         raise Wrong('right for scaled_linear only: use the chain that is given')
 
-# %% ../nbs/a_exercises.ipynb #5d8d0c41
+# %% ../nbs/a_exercises.ipynb #5bb6b1eb
 def grade_my_schedule(answer):
     "Both ends, a strict fall without jumps, and the time near equal parts."
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
@@ -452,7 +454,7 @@ def grade_my_schedule(answer):
     if not share >= .75:
         raise Wrong(f'(4) {share:.0%} of the time is within 10 dB: 75 % are asked')
 
-# %% ../nbs/a_exercises.ipynb #bc796823
+# %% ../nbs/a_exercises.ipynb #c8fc7e1e
 def grade_unavoidable_error(answer):
     "The share of a standard normal's variance that x_t leaves open: 0.1 at t = 0.25."
     from ldm_nb.forward import Schedule
@@ -486,7 +488,7 @@ def grade_points_denoiser(answer):
                  (-near**2/(2*σ**2)).softmax(0) @ points},
             'weight each point by how likely α times it becomes x_t, and average')
 
-# %% ../nbs/a_exercises.ipynb #d8aed709
+# %% ../nbs/a_exercises.ipynb #d84623d8
 def grade_noisy_step(answer):
     "The second of four steps of `sample_chain`, at η = 0.7, with the same fresh noise."
     from ldm_nb.denoiser import sample_chain
@@ -528,7 +530,7 @@ def grade_attend(answer):
              'without a softmax the shares do not sum to 1': scores/root @ v},
             'softmax(q kᵀ/√c) v')
 
-# %% ../nbs/a_exercises.ipynb #425ee096
+# %% ../nbs/a_exercises.ipynb #49ab7b2a
 def grade_twelve_calls(answer):
     "Exact denoiser, 10,000 points: weights within 0.03, width of the blobs within 3 %."
     from ldm_nb.denoiser import mixture_denoiser
@@ -555,7 +557,7 @@ def grade_twelve_calls(answer):
         raise Wrong(f'the blobs are too {word}: {width:.4f}, expected 0.15 within 3 %. '
                     'Where do smaller steps help?')
 
-# %% ../nbs/a_exercises.ipynb #145f611d
+# %% ../nbs/a_exercises.ipynb #c213135e
 def grade_half_width(answer):
     "Against `paired` of the three differences."
     from ldm_nb.training import paired
@@ -580,7 +582,7 @@ def grade_straight_middle(answer):
              'lengths at a right angle do not add: their squares do': 8.},
             'by Pythagoras, what is the length of (a + b)/2?', tol=.02)
 
-# %% ../nbs/a_exercises.ipynb #36bcc908
+# %% ../nbs/a_exercises.ipynb #7e0271a3
 def grade_standardise(answer):
     "Against `latent_stats` and `normalize`, on latents of the shipped autoencoder."
     from ldm_nb.vae import encode_all, latent_stats, load_autoencoder
@@ -612,7 +614,7 @@ def grade_standardise(answer):
                                                        - stats.denormalize(other*0))},
             'undo must use mean and deviation of the data, whatever it is given')
 
-# %% ../nbs/a_exercises.ipynb #5435e739
+# %% ../nbs/a_exercises.ipynb #ec2050c6
 def grade_drop_labels(answer):
     "Shares over 20,000 labels, and the ends of p, which are exact."
     labels = torch.arange(20_000) % 10
@@ -635,7 +637,7 @@ def grade_drop_labels(answer):
     for p, expected in (0., labels), (1., torch.full_like(labels, 10)):
         compare(answer(labels, 10, p), expected, {}, f'what should p = {p:.0f} do?')
 
-# %% ../nbs/a_exercises.ipynb #758d7253
+# %% ../nbs/a_exercises.ipynb #c70ed1e8
 _FREE = 'widths', 'blocks', 'emb_dim', 'lr', 'ema_decay', 'label_dropout'
 
 @lru_cache
@@ -670,3 +672,139 @@ def grade_better_recipe(answer):
     if not mean < -half:
         raise Wrong(f'the loss changes by {mean:+.4f} ± {half:.4f}: '
                     + ('that is worse' if mean > half else 'the interval holds zero'))
+
+# %% ../nbs/a_exercises.ipynb #a41ac01d
+def grade_perfect_coverage(answer):
+    "The share of real balls that hold a sample, when both are draws from one cloud."
+    compare(answer, 1 - .5**5,
+            {'that is the share of balls without a sample': .5**5,
+             'that is k = 6: the ball reaches to the fifth real neighbour': 1 - .5**6,
+             'one neighbour only: how many must be real before the ball ends?': .5},
+            'among the five nearest neighbours of a real point, how many may be samples?')
+
+def grade_my_kid(answer):
+    "Compared with `kid`, which tests/test_metrics.py holds against torchmetrics."
+    from ldm_nb.evaluation import kid
+    x, y = torch.randn(2, 30, 5, dtype=torch.float64, generator=generator('my_kid'))
+    x, y = x[:20], 1.5*y + .5
+    def kernel(a, b): return (a @ b.T/5 + 1)**3
+    biased = kernel(x, x).mean() + kernel(y, y).mean() - 2*kernel(x, y).mean()
+    once = kid(x, y) + kernel(x, y).mean()
+    raw = kid(5**.5*x, 5**.5*y)
+    compare(answer(x, y), kid(x, y),
+            {'leave out the pairs of an image with itself': biased,
+             'the pairs between the sets count twice': once,
+             'divide the product by the number of features': raw},
+            'average the kernel within x, within y and between them', tol=1e-6)
+
+# %% ../nbs/a_exercises.ipynb #bcb9c0e1
+def grade_difference(answer):
+    "The variance of a difference, from the covariance matrix of the pairs."
+    a = torch.randn(200, dtype=torch.float64, generator=generator('difference'))
+    b = .8*a + .3*torch.randn(200, dtype=torch.float64, generator=generator('rest')) - .1
+    given = torch.stack([torch.as_tensor(v) for v in answer(a, b)])
+    gap, C = a.mean() - b.mean(), torch.cov(torch.stack([a, b]))
+    paired = (C[0, 0] + C[1, 1] - 2*C[0, 1]).sqrt()
+    apart = C.trace().sqrt()
+    def pair(error): return torch.stack([gap, error])
+    compare(given, pair(paired/200**.5),
+            {'that is right for independent draws: here pairs share their noise':
+             pair(apart/200**.5),
+             'that is the scatter of one pair: how much does a mean of n scatter?':
+             pair(paired)},
+            'take the difference of each pair first', tol=1e-6)
+
+# %% ../nbs/a_exercises.ipynb #6a1c9398
+def grade_attack(answer):
+    "Fréchet distances over their floors, and precision, of 500 attacked test images."
+    from ldm_nb.data import fashion_mnist
+    from ldm_nb.evaluation import feature_distance, precision_recall
+    from ldm_nb.features import extract
+    test = fashion_mnist('test').images
+    given, reference, other = test[:500], test[500:1500], fashion_mnist().images[:500]
+    made = answer(given.clone())
+    if made.shape != given.shape or not made.abs().max() <= 1 + 1e-6:
+        raise Wrong('as many pictures of the same shape, with values from -1 to 1')
+    def floors(features):
+        floor = feature_distance(other, reference, features)
+        return feature_distance(made, reference, features)/floor
+    thumbnails, classifier = floors('pixels'), floors('classifier')
+    real = extract(reference[:500], 'pixels')
+    precision = precision_recall(real, extract(made, 'pixels'))[0].mean().item()
+    if thumbnails > 2 or precision < .8:
+        raise Wrong(f'the thumbnails notice: {thumbnails:.1f} floors, precision '
+                    f'{precision:.2f}. Change what they average over')
+    if classifier < 25:
+        raise Wrong(f'the classifier is not disgusted yet: {classifier:.1f} floors of 25')
+
+# %% ../nbs/a_exercises.ipynb #51eee89b
+def grade_conv_gflop(answer):
+    "Against the operations that PyTorch counts in such a layer."
+    from ldm_nb.baselines import count_flops
+    conv, x = torch.nn.Conv2d(64, 64, 3, padding=1), torch.zeros(1, 64, 32, 32)
+    gflop = count_flops(lambda: conv(x))/1e9
+    compare(answer, gflop,
+            {'a multiply-add is two operations': gflop/2,
+             'every weight is used again at each of the 32 × 32 positions': gflop/1024,
+             'the kernel has nine weights for each pair of channels': gflop/9,
+             'every output channel reads all 64 input channels': gflop/64,
+             'a GFLOP is 1e9 operations': gflop*1e9,
+             'a GFLOP is 1e9 operations, not a million': gflop*1e3},
+            'how many weights are there, and how often is each used?', tol=.01)
+
+def grade_half_penalty(answer):
+    "Against a search for the weight whose slower motion fades soonest."
+    def rate(weight, half): # of the slower of the two motions
+        pull = weight*half
+        return torch.linalg.eigvals(torch.tensor([[-pull, -.5], [.5, 0.]])).real.max()
+    def best(half):
+        return min((w/100 for w in range(10, 300)), key=lambda w: rate(w, half))
+    compare(answer, best(1), {'that is the best weight of both penalties together':
+                              best(2), 'half a penalty needs more, not less': best(4)},
+            'which weight with one penalty is the same as 1/2 with two?', tol=.02)
+
+# %% ../nbs/a_exercises.ipynb #ea26c48c
+def grade_game_value(answer):
+    "Against -log 4 + 2 JS of two Gaussians, from entropies, at five distances."
+    x, log = torch.linspace(-8, 11, 4001, dtype=torch.float64), torch.log
+    def integral(values): return torch.trapezoid(values, x)
+    def normal(mean): return torch.exp(-(x - mean)**2/2)/math.sqrt(2*math.pi)
+    pairs = [(normal(0), normal(gap)) for gap in (0., .5, 1., 2., 3.)]
+    entropy = .5*math.log(2*math.pi*math.e)
+    def divergence(q, p): # Jensen-Shannon: entropy of the mixture, less the mean one
+        middle = (q + p)/2
+        return -integral(middle*log(middle)) - entropy
+    def all_pairs(f): return torch.stack([_numbers(f(q, p)) for q, p in pairs])
+    compare(all_pairs(lambda q, p: answer(q, p, x)),
+            all_pairs(lambda q, p: 2*divergence(q, p) - math.log(4)),
+            {'your discriminator takes real for fake: D is the probability of q':
+             all_pairs(lambda q, p: integral(q*log(p/(q + p)) + p*log(q/(q + p)))),
+             'the second term, over p, is missing':
+             all_pairs(lambda q, p: integral(q*log(q/(q + p)))),
+             'integrate over x: a plain sum or mean ignores the distance of the points':
+             all_pairs(lambda q, p: (q*log(q/(q + p)) + p*log(p/(q + p))).sum()),
+             'that is the divergence: the value of the game is -log 4 plus twice it':
+             all_pairs(divergence)},
+            'the best D at each x is q/(q + p); both terms are integrals over x')
+
+# %% ../nbs/a_exercises.ipynb #d07b3547
+def grade_tamed(answer):
+    "The smallest GAN, from three starts and for three hidden points, 200 steps each."
+    for real in (0., .7, -1.2):
+        def gradients(θ, ψ):
+            def slope(y): return 1/(1 + math.exp(-max(min(y, 50.), -50.)))
+            return -slope(-ψ*(θ - real))*ψ, slope(ψ*(θ - real))*(θ - real)
+        for away, ψ in ((.1, 0.), (.5, .5), (-1., .3)):
+            θ = real + away
+            for _ in range(200):
+                θ, ψ = (float(v) for v in answer(θ, ψ, gradients))
+                if not abs(θ) + abs(ψ) < 1e6:
+                    raise Wrong('it flies apart: try a smaller rate, or check the '
+                                'signs: a loss falls against its slope')
+            if max(abs(ψ), abs(θ - real)) < 1e-3:
+                continue
+            if abs(ψ) < 1e-3:
+                raise Wrong(f'it settles at {θ:.3g}, the hidden point is {real}: only '
+                            'the discriminator may pull the generator')
+            raise Wrong(f'after 200 steps from {real + away:.3g} it is still '
+                        f'{math.hypot(θ - real, ψ):.3g} away: it circles or creeps')

@@ -11,6 +11,7 @@ from .core import *
 
 # %% ../nbs/a_schematics.ipynb #7962da40
 Box = namedtuple('Box', 'x y width height')
+Box.__doc__ = 'A place in a diagram: the centre and the two sides, in inches.'
 
 _KINDS = {'data': dict(facecolor='#d7e8f7', edgecolor='#2f6fa8'),
           'learned': dict(facecolor='#fbdcb5', edgecolor='#b8640f'),
@@ -109,7 +110,7 @@ _WAYS = ['image encoder', 'encoder latent', 'latent forward', 'forward noisy',
          'noise sampler', 'sampler new latent', 'new latent decoder',
          'decoder new image', 'image evaluation', 'new image evaluation']
 
-# %% ../nbs/a_schematics.ipynb #ac1628aa
+# %% ../nbs/a_schematics.ipynb #ea49f5e3
 def _place(ax, name, here): # one part of the pipeline
     row, column, text, kind, chapter = _PARTS[name]
     x, y = .56 + 1.07*column, .55 + .8*row

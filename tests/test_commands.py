@@ -48,7 +48,7 @@ def test_demo_and_then_everything_on_its_result(tmp_path):
     report = json.loads((d/'report.json').read_text())
     assert {'features', 'n', 'reference', 'floor_of', 'metrics', 'by_class', 'reconstruction', 'card', 'sampling_seed'} <= set(report)
     assert {'frechet_distance', 'kid', 'precision', 'recall', 'density', 'coverage', 'memorisation', 'inception_score', 'class_accuracy'} == set(report['metrics'])
-    assert all(set(v) == {'value', 'error', 'floor'} for v in report['metrics'].values()) and {'psnr', 'ssim', 'reconstruction_distance'} <= set(report['reconstruction'])
+    assert all(set(v) == {'value', 'error', 'floor', 'floor_error'} for v in report['metrics'].values()) and {'psnr', 'ssim', 'reconstruction_distance'} <= set(report['reconstruction'])
     assert {'seconds', 'parameters', 'seed', 'device', 'torch', 'ldm_nb'} <= set(report['card']) and report['n'] == 500
     assert np.load(d/'samples.npy').shape == (500, 28, 28) and Image.open(d/'samples.png').size[0] > 280
     for k in 'ab': assert shell('ldm_sample', 'd', '--n', 6, '--label', 'boot', '--steps', 3, '--seed', 4, '--out', f'{k}.png', '--npy', f'{k}.npy', cwd=tmp_path).returncode == 0

@@ -138,7 +138,7 @@ def test_precision_recall_density_coverage(kind, n, d):
         assert density.mean().item() == pytest.approx(in_real.sum(0).mean()/k, rel=1e-4) and coverage.mean().item() == pytest.approx(in_real.any(1).mean(), rel=1e-4)
 
 
-def test_memorisation_counts_the_nearest_in_the_pot():
+def test_memorisation_counts_the_nearest_in_the_pooled_set():
     from scipy.spatial.distance import cdist
     train, test = features('random', 300, 8, 'train'), features('random', 200, 8, 'test')
     samples = torch.cat([train[:40], features('random', 60, 8, 'fresh'), test[:20]])
@@ -149,7 +149,7 @@ def test_memorisation_counts_the_nearest_in_the_pot():
 
 @pytest.mark.parametrize('kind', ['fresh', 'typical', 'repeated'])
 def test_the_error_of_memorisation_holds_for_models_that_copied_nothing(kind):
-    "Other splits of the pot are what chance could have done."
+    "Other splits of the pooled set are what chance could have done."
     pot, samples = features('random', 600, 8, 'pot'), features('random', 2000, 8, 'samples')
     samples = dict(fresh=samples, typical=.5*samples, repeated=samples[:20].repeat(100, 1))[kind]
     orders = [torch.randperm(600, generator=generator('pot', i)) for i in range(200)]
@@ -252,7 +252,7 @@ def test_evaluation_is_repeatable_and_takes_batches():
     again = evaluate(train.images[:100], test, train, train.labels[:100], resamples=5); assert whole == again
     parts = evaluate(iter(train.images[:100].split(33)), test, train, train.labels[:100], resamples=5)
     assert whole['metrics'].keys() == parts['metrics'].keys() and whole['n'] == 100
-    for k, v in whole['metrics'].items(): assert v['value'] == pytest.approx(parts['metrics'][k]['value'], rel=1e-4, abs=1e-6) and set(v) == {'value', 'error', 'floor'}
+    for k, v in whole['metrics'].items(): assert v['value'] == pytest.approx(parts['metrics'][k]['value'], rel=1e-4, abs=1e-6) and set(v) == {'value', 'error', 'floor', 'floor_error'}
 
 
 def test_more_samples_than_other_real_images():
