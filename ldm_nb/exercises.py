@@ -10,10 +10,11 @@ __all__ = ['Wrong', 'NotAnswered', 'Verdict', 'check', 'close', 'compare', 'grad
            'grade_zero_terminal', 'grade_my_schedule', 'grade_unavoidable_error', 'grade_points_denoiser',
            'grade_noisy_step', 'grade_attend', 'grade_twelve_calls', 'grade_half_width', 'grade_straight_middle',
            'grade_standardise', 'grade_drop_labels', 'grade_better_recipe', 'grade_perfect_coverage', 'grade_my_kid',
-           'grade_difference', 'grade_attack', 'grade_conv_gflop', 'grade_half_penalty', 'grade_game_value',
-           'grade_tamed']
+           'grade_difference', 'grade_attack', 'grade_reconstruction_weight', 'grade_epsilon_loss_at',
+           'grade_two_stage_loss', 'grade_rank_of', 'grade_no_collapse', 'grade_conv_gflop', 'grade_half_penalty',
+           'grade_game_value', 'grade_tamed']
 
-# %% ../nbs/a_exercises.ipynb #9db14b81
+# %% ../nbs/a_exercises.ipynb #b2fda20c
 import inspect
 import math
 from dataclasses import replace
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 from .core import *
 
-# %% ../nbs/a_exercises.ipynb #2a7b44c0
+# %% ../nbs/a_exercises.ipynb #1264231c
 class Wrong(AssertionError):
     "An answer that is not right; the message is the hint."
     def _render_traceback_(self): # what IPython shows
@@ -31,7 +32,7 @@ class Wrong(AssertionError):
 class NotAnswered(Exception):
     "The answer, or what the function gave back, is still missing."
 
-# %% ../nbs/a_exercises.ipynb #e6451bdb
+# %% ../nbs/a_exercises.ipynb #b37beaa3
 class Verdict:
     "What `check` gives back: true if the answer is right, with a line for the reader."
     def __init__(self, right:bool, text:str):
@@ -41,7 +42,7 @@ class Verdict:
     def __repr__(self):
         return self.text
 
-# %% ../nbs/a_exercises.ipynb #7a1c7b34
+# %% ../nbs/a_exercises.ipynb #b5ae7193
 def _awake(answer):
     "The answer; `NotAnswered` if it, or what it gives back when called, is missing."
     if answer is None or answer is ...:
@@ -69,7 +70,7 @@ def check(name:str, # of the exercise
         return Verdict(False, f'○ {name}: not answered yet')
     return Verdict(True, f'✔ {name}: right')
 
-# %% ../nbs/a_exercises.ipynb #7f350274
+# %% ../nbs/a_exercises.ipynb #187c195d
 def _numbers(value): # a number, a list, an array or a tensor -> a double tensor
     return torch.as_tensor(value, dtype=torch.float64).detach().cpu()
 
@@ -96,7 +97,7 @@ def compare(answer, expected,
             raise Wrong(fits)
     raise Wrong(hint)
 
-# %% ../nbs/a_exercises.ipynb #cd38883a
+# %% ../nbs/a_exercises.ipynb #5d78a144
 def grade_area(answer):
     "The area of a circle of a given radius."
     radius = torch.tensor([1., 2., 3.])
@@ -105,7 +106,7 @@ def grade_area(answer):
              'is it the diameter that you squared?': math.pi*(2*radius)**2},
             'what is the area of a circle of radius 1?')
 
-# %% ../nbs/a_exercises.ipynb #fbcf9e29
+# %% ../nbs/a_exercises.ipynb #1544718a
 def grade_first_mixture(answer):
     "The mixture of a datum and a noise."
     compare(answer, [.75, .5],
@@ -126,7 +127,7 @@ def grade_first_guess(answer):
              'u is the whole way; at time t only a part of it was gone': x_t - u},
             'solve x_t = (1 - t) x_0 + t (u + x_0) for x_0')
 
-# %% ../nbs/a_exercises.ipynb #3b51c023
+# %% ../nbs/a_exercises.ipynb #4aeae3ce
 def grade_first_walk(answer):
     "Eight questions at most; half of the distance that eight plain steps leave."
     angle = torch.linspace(0, 2*math.pi, 257)[:-1]
@@ -154,7 +155,7 @@ def grade_first_walk(answer):
         raise Wrong(f'the mean distance from the ring is {off(end):.4f}, eight plain '
                     f'steps leave {plain:.4f}: halve it')
 
-# %% ../nbs/a_exercises.ipynb #ee2fd0ec
+# %% ../nbs/a_exercises.ipynb #ca22c7ce
 def grade_pixels_seen(answer):
     "Against the width in pixels that gradients reach from one number of the latent."
     from torch import nn
@@ -190,7 +191,7 @@ def grade_bits_per_number(answer):
                  bits + 2*math.log2(.1)},
             'add the entropy of the Gaussian and what the step costs', tol=5e-3)
 
-# %% ../nbs/a_exercises.ipynb #34c0263c
+# %% ../nbs/a_exercises.ipynb #f178156f
 def grade_patchify(answer):
     "Against `pixel_unshuffle`, with several channels and sides that differ."
     images = torch.arange(2*3*8*12.).view(2, 3, 8, 12)
@@ -225,7 +226,7 @@ def grade_best_projection(answer):
                  rank(points - mean, slice(4, 6)) + mean},
             'is it a projection on the k directions of most variance?')
 
-# %% ../nbs/a_exercises.ipynb #b09a8741
+# %% ../nbs/a_exercises.ipynb #92b9aaa0
 def _decibels(model, train, test): # after the same short training for all
     from ldm_nb.autoencoder import psnr
     from ldm_nb.data import crop_images
@@ -262,7 +263,7 @@ def grade_half_the_arithmetic(answer):
     if mine <= default:
         raise Wrong(f'{mine:.2f} dB, and the default reaches {default:.2f} dB')
 
-# %% ../nbs/a_exercises.ipynb #777c2e8a
+# %% ../nbs/a_exercises.ipynb #f7ec70e5
 def grade_beta_one(answer):
     "The weight for which the likelihood's standard deviation is the error made."
     mse = 4/10**2.4
@@ -305,7 +306,7 @@ def grade_quantize(answer):
         raise Wrong('the numbers are right, but no gradient arrives at z')
     compare(z.grad, upstream, {}, 'the gradient must arrive at z unchanged')
 
-# %% ../nbs/a_exercises.ipynb #a6118f70
+# %% ../nbs/a_exercises.ipynb #85661962
 def grade_stream_stats(answer):
     "Against `latent_stats`, which sees all latents at once."
     from ldm_nb.vae import VAE, latent_stats
@@ -330,7 +331,7 @@ def grade_stream_stats(answer):
             {'a small batch counts less than a large one': 1 + (unweighted - m)/s},
             'a wrong mean: divide the sum by how many numbers a channel has')
 
-# %% ../nbs/a_exercises.ipynb #ffa66c72
+# %% ../nbs/a_exercises.ipynb #89a22b8b
 def grade_lively(answer):
     "Trains a small VAE with the loss; judges nats per channel and PSNR on test images."
     from ldm_nb.autoencoder import psnr
@@ -356,7 +357,7 @@ def grade_lively(answer):
     if dB < 17:
         raise Wrong(f'{found}: the nats are there, but the picture is lost')
 
-# %% ../nbs/a_exercises.ipynb #1f224869
+# %% ../nbs/a_exercises.ipynb #11091e5f
 def grade_snr_time(answer):
     "The time at which the flow's SNR is -20 dB."
     from ldm_nb.forward import Schedule
@@ -386,7 +387,7 @@ def grade_one_jump(answer):
              'the chain multiplies its factors, not its betas': mix(1 - β[:300].prod())},
             'one minus beta, multiplied over the first steps, is alpha_bar', tol=1e-6)
 
-# %% ../nbs/a_exercises.ipynb #175c6a33
+# %% ../nbs/a_exercises.ipynb #1ae75ba1
 def grade_step_back(answer):
     "Mean and standard deviation of the step back, against `q_posterior`."
     from ldm_nb.forward import alpha_bars, q_posterior
@@ -412,7 +413,7 @@ def grade_step_back(answer):
              'that is the first bell alone': σ_s},
             'the precisions of the two bells add up', tol=1e-6)
 
-# %% ../nbs/a_exercises.ipynb #60a6cdee
+# %% ../nbs/a_exercises.ipynb #9f14b7a7
 def grade_zero_terminal(answer):
     "The rescaled chain, against `zero_snr`, and on a shorter chain its two fixed ends."
     from ldm_nb.forward import alpha_bars
@@ -431,7 +432,7 @@ def grade_zero_terminal(answer):
     if not (given[-1] == 0 and close(given[:2], short[:2], 1e-9)):
         raise Wrong('right for scaled_linear only: use the chain that is given')
 
-# %% ../nbs/a_exercises.ipynb #5bb6b1eb
+# %% ../nbs/a_exercises.ipynb #226c4406
 def grade_my_schedule(answer):
     "Both ends, a strict fall without jumps, and the time near equal parts."
     t = torch.linspace(0, 1, 1001, dtype=torch.float64)
@@ -454,7 +455,7 @@ def grade_my_schedule(answer):
     if not share >= .75:
         raise Wrong(f'(4) {share:.0%} of the time is within 10 dB: 75 % are asked')
 
-# %% ../nbs/a_exercises.ipynb #c8fc7e1e
+# %% ../nbs/a_exercises.ipynb #f47ee018
 def grade_unavoidable_error(answer):
     "The share of a standard normal's variance that x_t leaves open: 0.1 at t = 0.25."
     from ldm_nb.forward import Schedule
@@ -488,7 +489,7 @@ def grade_points_denoiser(answer):
                  (-near**2/(2*σ**2)).softmax(0) @ points},
             'weight each point by how likely α times it becomes x_t, and average')
 
-# %% ../nbs/a_exercises.ipynb #d84623d8
+# %% ../nbs/a_exercises.ipynb #3168026e
 def grade_noisy_step(answer):
     "The second of four steps of `sample_chain`, at η = 0.7, with the same fresh noise."
     from ldm_nb.denoiser import sample_chain
@@ -530,7 +531,7 @@ def grade_attend(answer):
              'without a softmax the shares do not sum to 1': scores/root @ v},
             'softmax(q kᵀ/√c) v')
 
-# %% ../nbs/a_exercises.ipynb #49ab7b2a
+# %% ../nbs/a_exercises.ipynb #66ddad7b
 def grade_twelve_calls(answer):
     "Exact denoiser, 10,000 points: weights within 0.03, width of the blobs within 3 %."
     from ldm_nb.denoiser import mixture_denoiser
@@ -557,7 +558,7 @@ def grade_twelve_calls(answer):
         raise Wrong(f'the blobs are too {word}: {width:.4f}, expected 0.15 within 3 %. '
                     'Where do smaller steps help?')
 
-# %% ../nbs/a_exercises.ipynb #c213135e
+# %% ../nbs/a_exercises.ipynb #06ed771b
 def grade_half_width(answer):
     "Against `paired` of the three differences."
     from ldm_nb.training import paired
@@ -582,7 +583,7 @@ def grade_straight_middle(answer):
              'lengths at a right angle do not add: their squares do': 8.},
             'by Pythagoras, what is the length of (a + b)/2?', tol=.02)
 
-# %% ../nbs/a_exercises.ipynb #7e0271a3
+# %% ../nbs/a_exercises.ipynb #49dfbc08
 def grade_standardise(answer):
     "Against `latent_stats` and `normalize`, on latents of the shipped autoencoder."
     from ldm_nb.vae import encode_all, latent_stats, load_autoencoder
@@ -614,7 +615,7 @@ def grade_standardise(answer):
                                                        - stats.denormalize(other*0))},
             'undo must use mean and deviation of the data, whatever it is given')
 
-# %% ../nbs/a_exercises.ipynb #ec2050c6
+# %% ../nbs/a_exercises.ipynb #90ca1691
 def grade_drop_labels(answer):
     "Shares over 20,000 labels, and the ends of p, which are exact."
     labels = torch.arange(20_000) % 10
@@ -637,7 +638,7 @@ def grade_drop_labels(answer):
     for p, expected in (0., labels), (1., torch.full_like(labels, 10)):
         compare(answer(labels, 10, p), expected, {}, f'what should p = {p:.0f} do?')
 
-# %% ../nbs/a_exercises.ipynb #c70ed1e8
+# %% ../nbs/a_exercises.ipynb #bc280977
 _FREE = 'widths', 'blocks', 'emb_dim', 'lr', 'ema_decay', 'label_dropout'
 
 @lru_cache
@@ -673,7 +674,7 @@ def grade_better_recipe(answer):
         raise Wrong(f'the loss changes by {mean:+.4f} ± {half:.4f}: '
                     + ('that is worse' if mean > half else 'the interval holds zero'))
 
-# %% ../nbs/a_exercises.ipynb #a41ac01d
+# %% ../nbs/a_exercises.ipynb #3780b6b2
 def grade_perfect_coverage(answer):
     "The share of real balls that hold a sample, when both are draws from one cloud."
     compare(answer, 1 - .5**5,
@@ -697,7 +698,7 @@ def grade_my_kid(answer):
              'divide the product by the number of features': raw},
             'average the kernel within x, within y and between them', tol=1e-6)
 
-# %% ../nbs/a_exercises.ipynb #bcb9c0e1
+# %% ../nbs/a_exercises.ipynb #6feba8a2
 def grade_difference(answer):
     "The variance of a difference, from the covariance matrix of the pairs."
     a = torch.randn(200, dtype=torch.float64, generator=generator('difference'))
@@ -714,7 +715,7 @@ def grade_difference(answer):
              pair(paired)},
             'take the difference of each pair first', tol=1e-6)
 
-# %% ../nbs/a_exercises.ipynb #6a1c9398
+# %% ../nbs/a_exercises.ipynb #03b6475c
 def grade_attack(answer):
     "Fréchet distances over their floors, and precision, of 500 attacked test images."
     from ldm_nb.data import fashion_mnist
@@ -737,7 +738,119 @@ def grade_attack(answer):
     if classifier < 25:
         raise Wrong(f'the classifier is not disgusted yet: {classifier:.1f} floors of 25')
 
-# %% ../nbs/a_exercises.ipynb #51eee89b
+# %% ../nbs/a_exercises.ipynb #13fb900b
+def grade_reconstruction_weight(answer):
+    "The weight at which the slope of w (1 - a)^2 + optimal_flow_loss is zero at a = 0.9."
+    from ldm_nb.joint import optimal_flow_loss
+    a = torch.tensor(.9, dtype=torch.float64, requires_grad=True)
+    slope, = torch.autograd.grad(optimal_flow_loss((a**2).view(1, 1)), a)
+    compare(answer, slope/(2*(1 - .9)),
+            {'there all is lost: the best a is 0': slope/2,
+             'the square has slope 2 (1 - a): a factor 2 is missing': slope/(1 - .9),
+             'hold a at 0.9, not at 0.1': slope/(2*.9)},
+            'set the slope of the sum at a = 0.9 to zero', tol=.02)
+
+def grade_epsilon_loss_at(answer):
+    "Against the variance of the noise that a 2 x 2 covariance leaves, given x_t."
+    ν, t = torch.rand(2, 50, generator=generator('epsilon'), dtype=torch.float64)
+    ν, t = .05 + 3*ν, .05 + .9*t
+    mixed = torch.stack([torch.stack([1 - t, t], 1), torch.stack([0*t, 1 + 0*t], 1)], 1)
+    cov = mixed @ torch.diag_embed(torch.stack([ν, 1 + 0*ν], 1)) @ mixed.mT
+    left = 1/torch.linalg.inv(cov)[:, 1, 1]
+    compare(answer(ν, t), left,
+            {'that is the loss of the velocity': left/(1 - t)**2,
+             'that is the loss of a denoiser that predicts the clean latent':
+                 left*t**2/(1 - t)**2,
+             'that is what x_t explains, not what it leaves': 1 - left,
+             'the variance of (1 - t) z is (1 - t)^2 ν':
+                 (1 - t)*ν/((1 - t)*ν + t)},
+            'start from Var[ε] = 1 and subtract Cov[ε, x_t]^2/Var[x_t]')
+
+# %% ../nbs/a_exercises.ipynb #e59293c5
+def grade_two_stage_loss(answer):
+    "The gradients of three small networks, against those of the two losses apart."
+    F, nn, rng = torch.nn.functional, torch.nn, generator('two stages')
+    nets = [nn.Linear(3, 3).double() for _ in range(3)]
+    for p in [p for net in nets for p in net.parameters()]:
+        p.data = torch.randn(p.shape, generator=rng, dtype=torch.float64)
+    x, eps = torch.randn(2, 16, 3, generator=rng, dtype=torch.float64)
+    t = torch.rand(16, 1, generator=rng, dtype=torch.float64)
+    def slope(loss, net): # zeros where the loss does not reach the network
+        if not loss.requires_grad:
+            return torch.zeros(3, 3)
+        given = torch.autograd.grad(loss, net.weight, retain_graph=True,
+                                    allow_unused=True)[0]
+        return torch.zeros(3, 3) if given is None else given
+    encoder, decoder, denoiser = nets
+    z = encoder(x)
+    error = F.mse_loss(decoder(z), x)
+    diffusion = F.mse_loss(denoiser((1 - t)*z + t*eps), eps - z)
+    loss = answer(*nets, x, eps, t)
+    compare(slope(loss, denoiser), slope(diffusion, denoiser),
+            {'the denoiser gets no gradient: is its pass under no_grad?': 0*x[:3]},
+            'the denoiser has not the gradient of the diffusion loss')
+    own, whole = slope(error, encoder), slope(error + diffusion, encoder)
+    half = z.detach()
+    inner = F.mse_loss(denoiser((1 - t)*half + t*eps), eps - z)
+    compare(slope(loss, encoder), own,
+            {'the diffusion loss reaches the encoder: that is the naive way': whole,
+             'the target, eps - z, still reaches the encoder':
+                 slope(error + inner, encoder),
+             'nothing reaches the encoder: the decoder must see z itself': 0*own},
+            'the encoder has not the gradient of the reconstruction error alone')
+    compare(slope(loss, decoder), slope(error, decoder), {},
+            'the decoder has not the gradient of the reconstruction error')
+
+# %% ../nbs/a_exercises.ipynb #8ef74801
+def grade_rank_of(answer):
+    "Against effective_rank of points that have exactly this covariance."
+    from ldm_nb.joint import effective_rank
+    rng = generator('rank of a covariance')
+    for widths in ([1., 1, 1, 1], [3., 1, .5, .1], [2., 1, 0, 0]):
+        z = torch.randn(50, 4, generator=rng, dtype=torch.float64)
+        z = torch.linalg.qr(z - z.mean(0))[0] * torch.tensor(widths)
+        turn = torch.linalg.qr(torch.randn(4, 4, generator=rng, dtype=torch.float64))[0]
+        z = z @ turn
+        ν = torch.linalg.eigvalsh(z.T @ z).clamp(min=0)
+        share, root = ν/ν.sum(), ν.sqrt()/ν.sqrt().sum()
+        def entropy(p): return torch.special.entr(p).sum()
+        value = answer(z.T @ z)
+        if not math.isfinite(value):
+            raise Wrong('not a number: where an eigenvalue is 0, take 0 log 0 = 0')
+        compare(value, effective_rank(z),
+                {'that is the entropy: take exp of it': entropy(share),
+                 'that counts the eigenvalues that are not 0': (ν > 1e-9).sum(),
+                 'shares of the variances, not of their roots': entropy(root).exp(),
+                 'that is 1 over the sum of the squared shares, another measure':
+                     1/share.square().sum()},
+                'exp of the entropy of the shares')
+
+# %% ../nbs/a_exercises.ipynb #423cc4b0
+def grade_no_collapse(answer):
+    "Trains a linear encoder of two numbers on exact losses; judges what is left of it."
+    from ldm_nb.joint import optimal_flow_loss
+    one = torch.eye(2, dtype=torch.float64)
+    E = torch.tensor([[1., .3], [.2, .8]], dtype=torch.float64, requires_grad=True)
+    opt = torch.optim.Adam([E], lr=.01)
+    for _ in range(400):
+        C = E @ E.T
+        seen = answer(C)
+        if not torch.isfinite(seen).all() or abs(seen.trace().item() - 2) > .01:
+            raise Wrong('the total variance of what the denoiser sees must be 2 for '
+                        'every C: otherwise the encoder gains by shrinking')
+        error = torch.linalg.inv(one + C/.1).trace() # with noise of variance 0.1
+        opt.zero_grad()
+        (error + optimal_flow_loss(seen)).backward()
+        opt.step()
+        share = torch.linalg.eigvalsh(E.detach() @ E.detach().T).clamp(min=1e-12)
+        rank = torch.special.entr(share/share.sum()).sum().exp().item()
+        if rank < 1.5:
+            raise Wrong(f'the effective rank fell to {rank:.2f}: the encoder '
+                        'simplifies. Can the eigenvalues of seen(C) become unequal?')
+    if rank < 1.9:
+        raise Wrong(f'the effective rank ended at {rank:.2f}, not above 1.9')
+
+# %% ../nbs/a_exercises.ipynb #73221b5d
 def grade_conv_gflop(answer):
     "Against the operations that PyTorch counts in such a layer."
     from ldm_nb.baselines import count_flops
@@ -763,7 +876,7 @@ def grade_half_penalty(answer):
                               best(2), 'half a penalty needs more, not less': best(4)},
             'which weight with one penalty is the same as 1/2 with two?', tol=.02)
 
-# %% ../nbs/a_exercises.ipynb #ea26c48c
+# %% ../nbs/a_exercises.ipynb #042ce69a
 def grade_game_value(answer):
     "Against -log 4 + 2 JS of two Gaussians, from entropies, at five distances."
     x, log = torch.linspace(-8, 11, 4001, dtype=torch.float64), torch.log
@@ -787,7 +900,7 @@ def grade_game_value(answer):
              all_pairs(divergence)},
             'the best D at each x is q/(q + p); both terms are integrals over x')
 
-# %% ../nbs/a_exercises.ipynb #d07b3547
+# %% ../nbs/a_exercises.ipynb #94227e64
 def grade_tamed(answer):
     "The smallest GAN, from three starts and for three hidden points, 200 steps each."
     for real in (0., .7, -1.2):
