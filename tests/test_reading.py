@@ -11,7 +11,9 @@ BASE = ['core', 'schematics', 'data', 'loop'] # the workshop below the course
 COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'joint', 'baselines']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
              commands=[*BASE, *COURSE[:6], 'features'],
-             exercises=[*BASE, *COURSE, 'features']) # test_lesson.py holds each grader to its chapter
+             exercises=[*BASE, 'answers_model', 'answers_beyond'],
+             answers_model=[*BASE, 'exercises', *COURSE[:4]], # test_lesson.py holds each
+             answers_beyond=[*BASE, 'exercises', *COURSE, 'features']) # grader to its chapter
 
 
 def cells(path, kind):
