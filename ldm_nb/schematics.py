@@ -110,7 +110,7 @@ _WAYS = ['image encoder', 'encoder latent', 'latent forward', 'forward noisy',
          'noise sampler', 'sampler new latent', 'new latent decoder',
          'decoder new image', 'image evaluation', 'new image evaluation']
 
-# %% ../nbs/a_schematics.ipynb #ea49f5e3
+# %% ../nbs/a_schematics.ipynb #992d3130
 def _place(ax, name, here): # one part of the pipeline
     row, column, text, kind, chapter = _PARTS[name]
     x, y = .56 + 1.07*column, .55 + .8*row
