@@ -27,7 +27,7 @@ SIZES = 'smoke', 'lesson', 'full'
 def default_size():
     """The size to run at: `LDM_SIZE`, or smoke under `nbdev_test`, or lesson.
 
-    `InputError` if `LDM_SIZE` is another word.
+    `InputError` if `LDM_SIZE` is none of the three.
     """
     under_test = os.environ.get('IN_TEST')
     size = os.environ.get('LDM_SIZE') or ('smoke' if under_test else 'lesson')
@@ -105,7 +105,7 @@ def from_uint8(array:np.ndarray # (n, h, w) or (n, h, w, c), uint8
 
 # %% ../nbs/a_core.ipynb #cf4bdc6e
 def image_grid(images:Tensor,      # (n, c, h, w) in [-1, 1]
-               cols:int|None=None, # images a row; about square by default
+               cols:int|None=None, # images per row; about square by default
                gap:int=2)->np.ndarray: # white pixels between images
     "All images in one uint8 array, row by row."
     array = to_uint8(images)
@@ -134,7 +134,7 @@ if IN_NOTEBOOK:
     _sharp_figures(ipython_shell())
 
 # %% ../nbs/a_core.ipynb #36b4124c
-_GREY = '#767676' # reads on white and on a dark page
+_GREY = '#767676' # legible on a white and on a dark page
 
 def _clear_grid(images, cols): # (n, c, h, w) in [-1, 1] -> (height, width, 4), uint8
     "`image_grid` with transparent gaps."
@@ -161,10 +161,10 @@ def _clear_figure(grid, title, scale): # what _clear_grid gives
 # %% ../nbs/a_core.ipynb #ffc534b7
 def show_images(images:Tensor,      # (n, c, h, w) in [-1, 1]
                 title:str='',       # says what, the seed and the count
-                cols:int|None=None, # images a row
+                cols:int|None=None, # images per row
                 row_labels=None,    # a label for each row
                 col_labels=None,    # a label for each column
-                scale:float=1.):    # screen pixels for an image's pixel
+                scale:float=1.):    # screen pixels per pixel of an image
     "Show images in a grid with labelled rows and columns."
     import matplotlib.pyplot as plt
     ax, _ = _clear_figure(_clear_grid(images, cols), title, scale)
@@ -179,7 +179,7 @@ def show_images(images:Tensor,      # (n, c, h, w) in [-1, 1]
 def panels(n:int=1,         # panels
            width:float=4.,  # of each, in inches
            height:float=2.6,
-           cols:int|None=None, # panels a row; all in one row by default
+           cols:int|None=None, # panels per row; all in one row by default
            **kwargs):       # for plt.subplots, as sharex=True
     "A new figure: its axes, one `Axes` for n = 1, else an array of n of them."
     import matplotlib.pyplot as plt
@@ -238,8 +238,8 @@ def _offline_film(html): # of matplotlib's HTMLWriter
     return html + _FILM_STYLE
 
 # %% ../nbs/a_core.ipynb #3e487a39
-def animate(frames,          # list of (n, c, h, w) in [-1, 1]: one batch a frame
-            titles=None,     # a title a frame
+def animate(frames,          # list of (n, c, h, w) in [-1, 1]: one batch per frame
+            titles=None,     # one title per frame
             cols:int|None=None, scale:float=2., fps:float=8):
     """A film with a slider, as HTML that plays without a server or a network.
 
@@ -282,7 +282,7 @@ def table(rows:list): # dicts with the same keys, in the order of the columns
 # %% ../nbs/a_core.ipynb #9cd1a6ce
 def run_card(start:float, # time.perf_counter() when the run began
              seed=0)->dict:
-    "What belongs beside every figure: size, seed, device, threads, versions, seconds."
+    "What belongs beside every number: size, seed, device, threads, versions, seconds."
     return dict(size=default_size(), seed=seed, device=str(default_device()),
                 threads=torch.get_num_threads(), torch=torch.__version__,
                 ldm_nb=ldm_nb.__version__, seconds=round(time.perf_counter() - start))

@@ -240,12 +240,12 @@ def _classes(folders): # for each file the names of the folders above it
     if len(names) < 2:
         return (), None, f'no classes: all files lie in {names[0]}'
     labels = torch.tensor([names.index(f[0]) for f in folders])
-    said = f'{len(names)} classes, one a subfolder: {_counted(names, labels, 10)}'
+    said = f'{len(names)} classes, one per subfolder: {_counted(names, labels, 10)}'
     return names, labels, said
 
 # %% ../nbs/a_data.ipynb #afe97c7e
-def image_folder(path,         # a folder of images, or of one subfolder a class
-                 size:int=32,  # pixels a side of the result, 8 or more
+def image_folder(path,         # a folder of images, or of one subfolder per class
+                 size:int=32,  # pixels per side of the result, 8 or more
                  channels:int|None=None # 1 or 3; by default 1 only if all are grey
                 )->ImageData:  # (n, channels, size, size)
     """All images below `path`, in the order of their names.
@@ -255,7 +255,7 @@ def image_folder(path,         # a folder of images, or of one subfolder a class
     from tqdm import tqdm
     if size < 8:
         raise InputError(f'images of {size} x {size} are too small: '
-                         'give 8 pixels a side or more (size=, --pixels)')
+                         'give 8 pixels per side or more (size=, --pixels)')
     path, files = Path(path), image_files(path)
     shorter, opened = [], []
     bar = tqdm(files, desc=f'reading {path.name}') if len(files) > 500 else files
@@ -288,12 +288,14 @@ def crop_images(images:Tensor, # (n, c, H, W)
 
 # %% ../nbs/a_data.ipynb #fb8475bc
 def load_data(name:str,    # fashion, fashion-full or a folder
-              size:int=32, # pixels a side, for a folder
+              size:int=32, # pixels per side, for a folder: not smoke, lesson, full
               held_out=.1  # part of a folder that becomes the test images
              )->tuple:     # (train, test), both ImageData
     """Training and test images by the name that the commands take.
 
-    Less than half of a folder, held out, is at most 2,000 images.
+    `size` is in pixels: squares of that side are made of a folder's images, while
+    Fashion-MNIST stays as it is. At most 2,000 images of a folder are held out,
+    unless `held_out` is a half or more.
     """
     if name in ('fashion', 'fashion-full'):
         full = name.endswith('full')

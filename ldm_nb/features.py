@@ -90,7 +90,7 @@ def _conv(i, o, k=1, stride=1, groups=1, act=True):
     return nn.Sequential(conv, norm, *([nn.ReLU6()] if act else []))
 
 class _MBConv(nn.Module):
-    "Widen, look at each channel alone, narrow; added to the input where shapes agree."
+    "Widen, convolve each channel alone, narrow; added to the input if shapes agree."
     def __init__(self, i, o, k, stride, expand):
         super().__init__()
         self.skip = i == o and stride == 1

@@ -24,7 +24,7 @@ def _permutation(n, seed, epoch):
     return torch.randperm(n, generator=generator(seed, 'epoch', epoch))
 
 def batch_indices(step:int, n:int, batch_size:int, seed:int=0)->Tensor: # (batch_size,)
-    "The examples of step `step`: each once an epoch, but for an incomplete last batch."
+    "The examples of step `step`: each once per epoch; an incomplete batch is left out."
     batch_size = min(batch_size, n)
     epoch, k = divmod(step, n // batch_size)
     return _permutation(n, seed, epoch)[k*batch_size:(k+1)*batch_size]
@@ -120,7 +120,7 @@ def load(self:Checkpoints)->tuple|None: # (tensors, state); None if there is non
 
 # %% ../nbs/a_loop.ipynb #a7a7e994
 def _pack(model, ema, guide, opt, history:dict)->dict:
-    "All tensors of a run under one roof."
+    "All tensors of a run in one dictionary."
     out = {f'model.{k}': v for k, v in model.state_dict().items()}
     for k, v in history.items():
         out[f'history.{k}'] = torch.tensor(v, dtype=torch.float64)

@@ -106,7 +106,7 @@ def test_own_images_at_64_pixels(tmp_path):
         Image.fromarray(rng.integers(0, 255, (50 + i, 90) if i < 20 else (80, 50 + i, 3), np.uint8)).save(folder/f'{i}.png')
     run = shell('ldm_train', '--data', 'my_images', '--pixels', 64, '--out', 'r', '--steps', 2, '--size', 'smoke', cwd=tmp_path)
     assert run.returncode == 0, run.stderr
-    assert 'my_images: 60 files, 20 of them grey, shorter sides of 50 to 80 pixels (14 enlarged): cut to squares, 64 x 64, RGB; 2 classes, one a subfolder: cats 40, dogs 20' in run.stdout
+    assert 'my_images: 60 files, 20 of them grey, shorter sides of 50 to 80 pixels (14 enlarged): cut to squares, 64 x 64, RGB; 2 classes, one per subfolder: cats 40, dogs 20' in run.stdout
     assert '54 training and 6 test images of 64 x 64, 3 channel(s), 2 classes' in run.stdout and np.load(tmp_path/'r'/'samples.npy').shape == (500, 64, 64, 3)
     readme = (Path(__file__).parent.parent/'README.md').read_text(encoding='utf-8'); code = next(b for b in re.findall(r'```python\n(.*?)```', readme, re.S) if 'my_images' in b)
     assert code.count('minutes=30') == 1 and len(code.splitlines()) <= 10
