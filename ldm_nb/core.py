@@ -201,7 +201,7 @@ def label(ax, title:str='', x:str='', y:str='', # what, over what, in which unit
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(x, fontsize=9)
     ax.set_ylabel(y, fontsize=9)
-    ax.tick_params(labelsize=8)
+    ax.tick_params(which='both', labelsize=8)
     if 'x' in log:
         ax.set_xscale('log')
     if 'y' in log:
