@@ -39,9 +39,9 @@ def cosine_lr(progress:float, # part of the training that is done, 0 to 1
 # %% ../nbs/a_loop.ipynb #1df60164
 @torch.no_grad()
 def ema_update(ema, model, step:int, decay:float):
-    "ema <- d ema + (1 - d) model, with d = min(decay, (1 + step)/(10 + step))."
-    d = min(decay, (1 + step)/(10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - d)
+    "ema <- ρ ema + (1 - ρ) model, with ρ = min(decay, (1 + step)/(10 + step))."
+    ρ = min(decay, (1 + step)/(10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - ρ)
     for a, b in zip(ema.buffers(), model.buffers()): # a codebook's counts: copied
         a.copy_(b)
 
