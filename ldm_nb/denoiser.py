@@ -101,6 +101,7 @@ def diffusion_loss(model,              # (x_t, t, labels) -> prediction like x_t
     """Mean squared error of the prediction at random times (Ho et al. 2020, eq. 14).
 
     A `weighting` is e.g. `min_snr`. By default it is what the target implies."""
+    # drawn on the CPU and moved: every device sees the same times and noise
     t = (logit_normal(len(x0)) if t is None else t).to(x0)
     eps = torch.randn(x0.shape).to(x0)
     α, σ = (expand_like(v, x0) for v in schedule(t))

@@ -139,7 +139,10 @@ class VQVAE(AutoEncoder):
                                          restart_after=restart_after)
     def encode(self, x):
         "Images (b, c, h, w) -> quantised latents (b, latent_channels, h/f, w/f)."
-        return self.quantizer(super().encode(x))[0]
+        return self.quantizer(self.pre_quant(x))[0]
+    def pre_quant(self, x:Tensor)->Tensor:
+        "Images (b, c, h, w) -> the same latents before they are quantised."
+        return super().encode(x)
     def forward(self, x):
         "Images (b, c, h, w) -> reconstructions of the same shape."
         return self.decode(self.encode(x))
@@ -147,7 +150,7 @@ class VQVAE(AutoEncoder):
 # %% ../nbs/02_vae.ipynb #caffa2b2
 def vq_loss(vq:VQVAE, x:Tensor)->tuple: # (loss, reconstruction error)
     "Mean squared error over pixels + the quantiser's loss, for images (b, c, h, w)."
-    q, _, loss = vq.quantizer(AutoEncoder.encode(vq, x))
+    q, _, loss = vq.quantizer(vq.pre_quant(x))
     error = F.mse_loss(vq.decode(q), x)
     return error + loss, error
 
@@ -171,6 +174,8 @@ class LatentStats:
     @property
     def fingerprint(self):
         "16 hexadecimal digits, others for other numbers, encoder or data."
+        # float64 cannot hold 16 hexadecimal digits; six decimal ones it holds exactly
+        # (do not change them: saved models carry these fingerprints)
         origin = [int(f, 16) % 10**6 for f in (self.encoder, self.data)]
         values = [*self.mean, *self.std, *origin]
         return fingerprint(torch.tensor(values, dtype=torch.float64))
