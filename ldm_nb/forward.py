@@ -19,7 +19,7 @@ def q_posterior(x0:Tensor, x_t:Tensor,  # (b, ...), clean data and the noisy poi
                 alpha_t, sigma_t        # at the time of x_t
                )->tuple:                # (mean like x_t, standard deviation)
     """The step back q(x_s | x_t, x_0), a Gaussian, for s before t.
-    Ho et al. 2020, eq. 7, where s = t - 1."""
+    Ho et al. 2020, eq. 7, where s is one step before t."""
     ratio = alpha_t/alpha_s                                       # r
     jump = sigma_t**2 - ratio**2*sigma_s**2                       # σ²_t|s
     mean = (ratio*sigma_s**2*x_t + alpha_s*jump*x0)/sigma_t**2    # μ̃
@@ -61,10 +61,10 @@ def alpha_bars(name:str,   # linear, scaled_linear, cosine, sigmoid or zero_snr
 
 # %% ../nbs/03_forward.ipynb #0af5c5a3
 def edm_sigma(t:Tensor,    # in [0, 1], data at 0
-              lowest=.002, highest=80., rho=7.
+              lowest=.002, highest=80., power=7.
              )->Tensor:    # like t
     "EDM's noise level at t, its grid for sampling (Karras et al. 2022, eq. 5)."
-    return (lowest**(1/rho) + t*(highest**(1/rho) - lowest**(1/rho)))**rho
+    return (lowest**(1/power) + t*(highest**(1/power) - lowest**(1/power)))**power
 
 # %% ../nbs/03_forward.ipynb #a810b604
 SCHEDULES = ('flow', 'linear', 'scaled_linear', 'cosine',
@@ -111,7 +111,7 @@ def expand_like(values:Tensor, # (b,), a number for each sample
     return values.view(-1, *[1]*(x.ndim - 1))
 
 # %% ../nbs/03_forward.ipynb #9ba5d0cf
-def add_noise(schedule,              # a Schedule
+def add_noise(schedule,              # a Schedule, or a function of t
               x0:Tensor, eps:Tensor, # (b, ...), clean data and noise
               t:Tensor               # (b,), times
              )->Tensor:              # like x0

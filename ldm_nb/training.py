@@ -29,7 +29,7 @@ class Recipe:
     """The settings of a run that we vary; data, seed and budget stand beside it.
 
     What all runs share is in the code of the two stages and of `fit`:
-    losses, random times, optimizer, rate schedule.
+    losses, random times, optimizer, learning-rate schedule.
     """
     f: int = 4                     # stage one: sides of images over those of latents
     latent_channels: int = 4
@@ -51,28 +51,6 @@ class Recipe:
     label_dropout: float = .1
     guide_at: float = .1           # of stage two's budget: when the guide is copied
     accumulate: int = 1            # parts in which a batch of either stage is computed
-
-# %% ../nbs/05_training.ipynb #891ee7fa
-_BY_STAGE = {
-    'stage one: the autoencoder': [
-        ('f', 'latent_channels', 'ae_width', 'encoder_depth', 'decoder_depth'),
-        ('kl_weight', 'ae_batch', 'ae_lr', 'ae_share')],
-    'stage two: the denoiser': [
-        ('schedule', 'prediction_type'),
-        ('widths', 'blocks', 'emb_dim'),
-        ('batch', 'lr', 'ema_decay', 'label_dropout', 'guide_at')],
-    'both': [('accumulate',)]}
-
-@patch
-def __repr__(self:Recipe):
-    "The fields by stage, as Python that makes the same recipe."
-    lines = ['Recipe(']
-    for stage, rows in _BY_STAGE.items():
-        lines.append(f'  # {stage}')
-        for names in rows:
-            fields = ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
-            lines.append(f'  {fields},')
-    return '\n'.join(lines + [')'])
 
 RECIPES = dict(
     smoke=Recipe(ae_width=16, encoder_depth=1, decoder_depth=1,
@@ -151,6 +129,57 @@ class LatentDiffusion(nn.Module):
         "The device that the weights are on."
         return next(self.parameters()).device
 
+# %% ../nbs/05_training.ipynb #bfeae2aa
+@patch
+def sample(self:LatentDiffusion,
+           n=16,
+           labels=None,      # a number, or (n,) numbers; by default the classes in turn
+           guidance=None,    # 0: ignore labels; 1: follow them; more: exaggerate them
+           steps=15,         # of the sampler
+           seed=0,
+           eta=0.,           # 0: deterministic; 1: ancestral
+           progress=False,   # show a bar
+           batch_size=250,
+           autoguidance=None # more than 1: away from the guide; by default 3
+          )->Tensor:         # (n, c, h, w) in [-1, 1]
+    "Draw `n` images. The same seed gives the same images on one device."
+    from tqdm import tqdm
+    if n < 1 or steps < 1:
+        raise InputError(f'n is {n} and steps {steps}: both must be 1 or more')
+    labels = self._labels(n, labels)
+    guidance, autoguidance = self.guidances(guidance, autoguidance)
+    noise = torch.randn(n, *self._latent_shape, generator=generator(seed, 'sample'))
+    out, hidden = [], {} if progress else dict(disable=True)
+    with tqdm(total=n*steps, desc='sampling', leave=False, **hidden) as bar:
+        for first in range(0, n, batch_size):
+            batch = slice(first, first + batch_size)
+            x = noise[batch].to(self.device)
+            y = None if labels is None else labels[batch].to(self.device)
+            denoise = guided(self.ema, y, self.schedule, self.prediction_type,
+                             guidance, self.guide, autoguidance)
+            fresh = generator(seed, 'fresh', first)
+            z = sample_chain(denoise, x, self.schedule, steps, eta, fresh,
+                             lambda *_: bar.update(len(x)))
+            out.append(self.decode(z))
+    return torch.cat(out)
+
+# %% ../nbs/05_training.ipynb #9c2dd03b
+_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+
+def paired(a:dict, b:dict # {seed: figure} of two settings; what they share counts
+          )->tuple:       # mean of a - b, half the width of its 95 % interval
+    "Student's interval of a paired difference, over 2 to 8 seeds, else `InputError`."
+    seeds = sorted(set(a) & set(b))
+    if len(seeds) not in _STUDENT:
+        raise InputError(f'the settings share the seeds {seeds}: expected 2 to 8')
+    d = torch.tensor([a[s] - b[s] for s in seeds], dtype=torch.float64)
+    return d.mean().item(), _STUDENT[len(seeds)]*d.std().item()/len(seeds)**.5
+
+def verdict(mean, half)->str:
+    "Of a difference and its half-width: lower, higher, or not told apart (from zero)."
+    return 'lower' if mean < -half else 'higher' if mean > half else 'not told apart'
+
+# %% ../nbs/05_training.ipynb #5ab0ced8
 def _check_parts(autoencoder, stats, denoisers):
     "`InputError` if statistics or denoisers belong to other latents."
     if stats.encoder != fingerprint(autoencoder):
@@ -163,6 +192,27 @@ def _check_parts(autoencoder, stats, denoisers):
                 f'the denoiser was trained on latents with statistics {trained_on}, '
                 f'these are {stats.fingerprint}: '
                 'use the statistics it was trained with (train_denoiser notes them)')
+
+_BY_STAGE = {
+    'stage one: the autoencoder': [
+        ('f', 'latent_channels', 'ae_width', 'encoder_depth', 'decoder_depth'),
+        ('kl_weight', 'ae_batch', 'ae_lr', 'ae_share')],
+    'stage two: the denoiser': [
+        ('schedule', 'prediction_type'),
+        ('widths', 'blocks', 'emb_dim'),
+        ('batch', 'lr', 'ema_decay', 'label_dropout', 'guide_at')],
+    'both': [('accumulate',)]}
+
+@patch
+def __repr__(self:Recipe):
+    "The fields by stage, as Python that makes the same recipe."
+    lines = ['Recipe(']
+    for stage, rows in _BY_STAGE.items():
+        lines.append(f'  # {stage}')
+        for names in rows:
+            fields = ', '.join(f'{name}={getattr(self, name)!r}' for name in names)
+            lines.append(f'  {fields},')
+    return '\n'.join(lines + [')'])
 
 # %% ../nbs/05_training.ipynb #eb9522c8
 @patch(as_prop=True)
@@ -253,56 +303,6 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
             'this model has no guide (its stage two was too short, or is older than '
             'guides): leave autoguidance out and use guidance')
     return guidance, autoguidance
-
-# %% ../nbs/05_training.ipynb #bfeae2aa
-@patch
-def sample(self:LatentDiffusion,
-           n=16,
-           labels=None,      # a number, or (n,) numbers; by default the classes in turn
-           guidance=None,    # 0: ignore labels; 1: follow them; more: exaggerate them
-           steps=15,         # of the sampler
-           seed=0,
-           eta=0.,           # 0: deterministic; 1: ancestral
-           progress=False,   # show a bar
-           batch_size=250,
-           autoguidance=None # more than 1: away from the guide; by default 3
-          )->Tensor:         # (n, c, h, w) in [-1, 1]
-    "Draw `n` images. The same seed gives the same images on one device."
-    from tqdm import tqdm
-    if n < 1 or steps < 1:
-        raise InputError(f'n is {n} and steps {steps}: both must be 1 or more')
-    labels = self._labels(n, labels)
-    guidance, autoguidance = self.guidances(guidance, autoguidance)
-    noise = torch.randn(n, *self._latent_shape, generator=generator(seed, 'sample'))
-    out, hidden = [], {} if progress else dict(disable=True)
-    with tqdm(total=n*steps, desc='sampling', leave=False, **hidden) as bar:
-        for first in range(0, n, batch_size):
-            batch = slice(first, first + batch_size)
-            x = noise[batch].to(self.device)
-            y = None if labels is None else labels[batch].to(self.device)
-            denoise = guided(self.ema, y, self.schedule, self.prediction_type,
-                             guidance, self.guide, autoguidance)
-            fresh = generator(seed, 'fresh', first)
-            z = sample_chain(denoise, x, self.schedule, steps, eta, fresh,
-                             lambda *_: bar.update(len(x)))
-            out.append(self.decode(z))
-    return torch.cat(out)
-
-# %% ../nbs/05_training.ipynb #9c2dd03b
-_STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
-
-def paired(a:dict, b:dict # {seed: figure} of two settings; what they share counts
-          )->tuple:       # mean of a - b, half the width of its 95 % interval
-    "Student's interval of a paired difference, over 2 to 8 seeds, else `InputError`."
-    seeds = sorted(set(a) & set(b))
-    if len(seeds) not in _STUDENT:
-        raise InputError(f'the settings share the seeds {seeds}: expected 2 to 8')
-    d = torch.tensor([a[s] - b[s] for s in seeds], dtype=torch.float64)
-    return d.mean().item(), _STUDENT[len(seeds)]*d.std().item()/len(seeds)**.5
-
-def verdict(mean, half)->str:
-    "Of a difference and its half-width: lower, higher, or not told apart (from zero)."
-    return 'lower' if mean < -half else 'higher' if mean > half else 'not told apart'
 
 # %% ../nbs/05_training.ipynb #c1b7abf0
 FORMAT = 1 # of a saved model; raised when a change makes old files unreadable
