@@ -140,13 +140,12 @@ def nearest(x:Tensor, y:Tensor)->tuple: # distances (n,) and rows of y (n,)
     found = [torch.cdist(part, y).min(1) for part in _parts(x, y)]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
-# %% ../nbs/06_evaluation.ipynb #7cd77b7a
 def _balls(points, centres, radii): # (n,): how many balls hold each point
     parts = _parts(points, centres)
     return torch.cat([(torch.cdist(v, centres) < radii).sum(1) for v in parts])
 
-def precision_recall(real:Tensor, fake:Tensor,
-                     k=3)->tuple: # (m,) and (n,), 0. or 1. for each image
+# %% ../nbs/06_evaluation.ipynb #7cd77b7a
+def precision_recall(real:Tensor, fake:Tensor, k=3)->tuple: # (m,), (n,): 0. or 1.
     """Is each fake inside the real cloud, and each real image inside the fakes'?
 
     The means are precision and recall (Kynkäänniemi et al. 2019)."""
@@ -232,9 +231,7 @@ def by_class(x:Tensor, labels:Tensor,         # features (n, d) and labels of th
              y:Tensor, y_labels:Tensor,       # of the reference
              real:Tensor, real_labels:Tensor, # of other real images: the floor
              classes, least=10)->list:        # a dict for each class
-    """KID of each class with its standard error, and that of as many real images.
-
-    None for fewer than `least` images."""
+    "KID of each class and of as many real images; None for fewer than `least`."
     def score(f, u, v):
         return f(u, v) if min(len(u), len(v)) >= least else None
     rows = []
