@@ -472,7 +472,9 @@ def fit(model,
         callback=None,           # callback(step, model, ema) after each step
         guide_at:float|None=None # share of the budget after which the EMA is copied
        )->dict: # model, ema, guide, losses (steps,), history, seconds, interrupted
-    "Train with AdamW, clipping and EMA; `guide` is the early copy of the EMA."
+    """Train with AdamW, clipping and EMA; `guide` is the early copy of the EMA.
+
+    `indices` are on the CPU; `loss` moves its batch to the model's device itself."""
     _check_budget(num_steps, seconds, ema_decay, guide_at)
     settings = dict(stage=stage, seed=seed, n=n, batch_size=batch_size, lr=lr,
                     num_steps=num_steps, budget=seconds, ema_decay=ema_decay,
