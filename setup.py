@@ -17,6 +17,8 @@ setup(
     project_urls={'Documentation': cfg['doc_host'] + cfg['doc_baseurl']},
     long_description=readme.read_text(encoding='utf-8') if readme.exists() else cfg['description'],
     long_description_content_type='text/markdown',
+    # an editable install by a path, not by a finder: a folder named like us must not hide us
+    package_dir={'': '.'},
     packages=find_packages(include=[cfg['lib_path'], cfg['lib_path'] + '.*']),
     package_data={cfg['lib_name']: ['datasets/*', 'weights/*/*', 'results/*']},
     python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ldm_nb.core import default_device, generator, image_grid, read_json, save_png, write_json
+from ldm_nb.core import default_device, generator, image_grid, read_json, save_picture, write_json
 from ldm_nb.data import crop_images, fashion_mnist, pad_images
 from ldm_nb.loop import batch_indices
 from ldm_nb.features import extract
@@ -142,7 +142,7 @@ def main():
         for name, (how, draw) in draws.items():
             began = time.perf_counter(); images = crop_images(draw(), (28, 28)); spent = time.perf_counter() - began
             rows.append(dict(name=name, **trained, sampling=how, **judge(images), images_per_second=len(images)/spent)); print(json.dumps(rows[-1]), flush=True)
-            save_png(Path('runs')/f'peers-{name.replace(", ", "-").replace(" ", "-")}.png', image_grid(images[:100].clamp(-1, 1), 10))
+            save_picture(Path('runs')/f'peers-{name.replace(", ", "-").replace(" ", "-")}.png', image_grid(images[:100].clamp(-1, 1), 10))
     real = dict(name='as many training images', **judge(data.images[:args.samples]))
     card = dict(minutes=args.minutes, samples=args.samples, seed=args.seed, reference='fashion test, 2000 images', network='EfficientNet-Lite0, 64 x 64', directions=DIRECTIONS, device=str(DEVICE), threads=torch.get_num_threads(), torch=torch.__version__)
     write_json(args.out, dict(rows=[*rows, real], card=card)); print(json.dumps(real))

@@ -71,7 +71,7 @@ def ldm_sample(model:str, # a folder, a shipped name (fashion) or a Hub id
         y = ldm.classes.index(label) if label in ldm.classes else int(label)
     images = ldm.sample(n, y, guidance, steps, seed, progress=True,
                         autoguidance=autoguidance)
-    save_png(out, image_grid(images))
+    save_picture(out, image_grid(images))
     print(f'{n} images: {out}')
     if npy:
         save_npy(npy, to_uint8(images))
@@ -90,7 +90,7 @@ def _train_and_report(data, out, minutes, steps, size, seed, resume, pixels=32, 
     _print_data(data, train, test)
     ldm, losses = train_latent_diffusion(train, out, minutes, steps, size, seed, resume)
     figures, images = report(ldm, train, test, n)
-    save_png(out/'samples.png', image_grid(images[:100], 10))
+    save_picture(out/'samples.png', image_grid(images[:100], 10))
     save_npy(out/'samples.npy', to_uint8(images))
     with atomic_path(out/'losses.png') as p:
         plot_losses(losses).savefig(p, format='png')
