@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-BASE = ['core', 'schematics', 'data', 'loop'] # the workshop below the course
+BASE = ['core', 'schematics', 'folder', 'data', 'loop'] # the workshop below the course
 COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'joint', 'baselines']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
              commands=[*BASE, *COURSE[:6], 'features'],
