@@ -158,7 +158,7 @@ def _name_classes(folders, common, result):
     names = sorted({f[0] for f in folders if f}, key=natural)
     loose = sum(not f for f in folders)
     if loose:
-        where = f'{common}/, in' if common else 'in'
+        where = f'in {common}/, in' if common else 'in'
         result.notes.append(f'no classes: {loose:,} files lie {where} no subfolder')
         if names:
             result.warnings.append(
@@ -350,8 +350,9 @@ def held_out_mask(keys:list, # of the files, 64 bits each
     lowest = sorted(range(len(keys)), key=keys.__getitem__)
     below = sum(key < share*2**64 for key in keys)
     least = math.ceil(share*len(keys)/2)
-    out = set(lowest[:max(below, least)][:most])
-    return [i in out for i in range(len(keys))]
+    number = min(max(below, least), most or len(keys))
+    highest = keys[lowest[number - 1]]
+    return [key <= highest for key in keys] # copies have equal keys
 
 # %% ../nbs/a_folder.ipynb #495c3990
 @dataclass

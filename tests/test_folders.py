@@ -1,0 +1,344 @@
+"Real folders: what people have in them, and what must become of it. One table of cases."
+import os
+import warnings
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ldm_nb.core import InputError
+from ldm_nb.data import ImageData, built_in, image_folder, load_data, proportional_labels
+from ldm_nb.folder import list_images, natural
+
+ROOT = Path(__file__).parent.parent
+
+
+def noise(path, size=(20, 20), seed=None, mode='RGB', **options):
+    "A picture of noise, another one for each path."
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = zlib.crc32(path.name.encode()) if seed is None else seed
+    channels = {'L': (), 'RGB': (3,)}[mode]
+    shape = (*size[::-1], *channels)
+    array = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def filled(root, *folders, count=5):
+    for folder in folders:
+        for i in range(count):
+            noise(root/folder/f'{folder.replace("/", "-")}-{i}.png')
+
+
+def read(root, **options):
+    "The data, and the warnings that were given."
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        data = image_folder(root, 8, **options)
+    return data, [str(w.message) for w in caught]
+
+
+# What the folders mean: folders of five pictures each -> classes, pictures, words of the only warning
+MEANINGS = {
+    'two classes': (['cat', 'dog'], ('cat', 'dog'), 10, None),
+    'a hidden folder': (['cat', 'dog', '.ipynb_checkpoints'], ('cat', 'dog'), 10, None),
+    'a hidden folder in a class': (['cat', 'dog', 'cat/.ipynb_checkpoints'], ('cat', 'dog'), 10, None),
+    'hidden deep below': (['cat/a/.git/b', 'cat', 'dog'], ('cat', 'dog'), 10, None),
+    'folders of programs': (['cat', 'dog', '__MACOSX/cat', 'dog/@eaDir'], ('cat', 'dog'), 10, None),
+    'a split': (['train/cat', 'train/dog', 'val/cat', 'val/dog'], ('cat', 'dog'), 20, None),
+    'a split, other names': (['Training/cat', 'Training/dog', 'Valid/cat', 'TEST/dog'], ('cat', 'dog'), 20, None),
+    'a split inside the classes': (['cat/train', 'cat/test', 'dog/train', 'dog/test'], ('cat', 'dog'), 20, None),
+    'a split without classes': (['train', 'test'], (), 10, None),
+    'a split and another folder': (['train', 'val', 'extra'], ('extra', 'train', 'val'), 15, 'extra beside them'),
+    'masks': (['images', 'masks'], (), 5, 'masks/ (5 files) look like annotations'),
+    'masks below a split': (['train/images', 'train/labels', 'val/images', 'val/labels'], (), 10, 'annotations'),
+    'people with a mask': (['mask', 'no_mask'], ('mask', 'no_mask'), 10, None),
+    'packed in one folder': (['data/all/cat', 'data/all/dog'], ('cat', 'dog'), 10, None),
+    'one class': (['cat'], (), 5, None),
+    'numbers': ([str(i) for i in range(1, 12)], tuple(map(str, range(1, 12))), 55, None),
+    'numbers within names': (['img10', 'img9', 'Img1'], ('Img1', 'img9', 'img10'), 15, None),
+}
+
+
+@pytest.mark.parametrize('name', MEANINGS)
+def test_what_folders_mean(tmp_path, name):
+    folders, classes, count, words = MEANINGS[name]
+    filled(tmp_path, *folders)
+    data, said = read(tmp_path)
+    assert data.classes == classes and len(data) == count
+    assert [words in text for text in said] == ([True] if words else []), said
+    if classes:
+        assert data.counts == [count//len(classes)]*len(classes)
+
+
+def test_a_stray_picture_is_warned_of(tmp_path):
+    filled(tmp_path, 'cat', 'dog')
+    noise(tmp_path/'preview.png')
+    data, said = read(tmp_path)
+    assert data.classes == () and '1 files lie beside the folders cat, dog' in said[0]
+
+
+def test_many_classes_of_few_pictures_are_warned_of(tmp_path):
+    filled(tmp_path, *(f'person {i}' for i in range(30)), count=2)
+    data, said = read(tmp_path)
+    assert len(data.classes) == 30 and '30 classes of 2.0 pictures on average' in said[0]
+    assert '(30 in all)' in data.note and 'person 25' not in data.note
+
+
+@pytest.mark.parametrize('parts,held', [(['train', 'val'], 'val'), (['train', 'val', 'test'], 'val'), (['train', 'test'], 'test')])
+def test_a_given_split_is_kept(tmp_path, parts, held):
+    for part in parts:
+        filled(tmp_path, f'{part}/cat', f'{part}/dog', count=12)
+    train, test = load_data(tmp_path, 8)
+    both, _ = read(tmp_path)
+    assert (len(train), len(test)) == (24, 24) and train.classes == test.classes == ('cat', 'dog')
+    with_size = [Image.open(p).resize((8, 8), Image.Resampling.LANCZOS) for p in (tmp_path/held).rglob('*.png')]
+    theirs = ImageData(torch.stack([torch.from_numpy(np.asarray(im)).permute(2, 0, 1) for im in with_size]))
+    assert set(test.hashes().tolist()) == set(theirs.hashes().tolist())
+    assert f'the part {held} is held out, as given' in test.note
+    assert ('24 files of the part test are left aside' in test.note) == (len(parts) == 3)
+
+
+def test_links_to_class_folders_are_followed(tmp_path):
+    filled(tmp_path/'elsewhere', 'a', 'b')
+    (tmp_path/'data').mkdir()
+    (tmp_path/'data'/'cat').symlink_to(tmp_path/'elsewhere'/'a')
+    (tmp_path/'data'/'dog').symlink_to(tmp_path/'elsewhere'/'b')
+    data, said = read(tmp_path/'data')
+    assert data.classes == ('cat', 'dog') and data.counts == [5, 5] and not said
+
+
+def test_a_loop_of_links_ends(tmp_path):
+    filled(tmp_path, 'cat', 'dog')
+    (tmp_path/'cat'/'up').symlink_to(tmp_path)
+    (tmp_path/'dog'/'twin').symlink_to(tmp_path/'cat')
+    data, said = read(tmp_path)
+    assert len(data) == 10 and len(said) == 2 and all('it is read once' in text for text in said)
+
+
+def test_a_link_to_nothing_is_named(tmp_path):
+    filled(tmp_path, 'cat')
+    (tmp_path/'cat'/'gone.png').symlink_to(tmp_path/'nowhere.png')
+    with pytest.raises(InputError, match='1 of 6 files cannot be read.*gone.png'):
+        image_folder(tmp_path, 8)
+
+
+def test_all_that_pillow_reads_is_read_and_the_rest_is_counted(tmp_path):
+    for i, ending in enumerate(['JPG', 'jfif', 'avif', 'webp', 'jp2', 'tga', 'ppm', 'ico', 'qoi', 'jpe', 'dib']):
+        noise(tmp_path/f'{i}.{ending}', (32, 32))
+    for name in 'a.heic', 'b.HEIC', 'c.txt', 'd.svg', 'README', 'e.mp4':
+        (tmp_path/name).write_bytes(b'?')
+    data, said = read(tmp_path)
+    assert len(data) == 11 and not said
+    assert 'ignored: .heic 2, ' in data.note and 'without ending 1' in data.note and '.mp4 1' in data.note
+
+
+def test_a_wrong_ending_does_not_matter(tmp_path):
+    noise(tmp_path/'x.png', format='JPEG')
+    assert len(read(tmp_path)[0]) == 1
+
+
+def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
+    (tmp_path/'a.heic').write_bytes(b'?')
+    with pytest.raises(InputError, match='holds no images that can be read here; what it holds: .heic 1'):
+        list_images(tmp_path)
+
+
+def test_natural_order():
+    names = ['11', '2', '1', 'b', 'A', 'a10', 'a9', '02']
+    assert sorted(names, key=natural) == ['1', '02', '2', '11', 'A', 'a9', 'a10', 'b']
+
+
+# Deep images: an array and its ending -> the levels of its least and greatest value
+DEEP = {
+    '12 bits in 16': (np.linspace(0, 4095, 64*64).astype(np.uint16), 'png'),
+    'all 16 bits': (np.linspace(0, 65535, 64*64).astype(np.uint16), 'png'),
+    'signed, as Hounsfield units': (np.linspace(-1024, 2000, 64*64).astype(np.int32), 'tif'),
+    'floats': (np.linspace(0, 1, 64*64).astype(np.float32), 'tif'),
+    'floats that are small': (np.linspace(-1e-6, 1e-6, 64*64).astype(np.float32), 'tif'),
+    '16 bits as PGM': (np.linspace(0, 1000, 64*64).astype(np.uint16), 'pgm'),
+}
+
+
+@pytest.mark.parametrize('name', DEEP)
+def test_deep_images_are_scaled_by_the_range_of_their_folder(tmp_path, name):
+    values, ending = DEEP[name]
+    for i, part in enumerate((values, values[::-1], values//2 if values.dtype.kind != 'f' else values/2)):
+        Image.fromarray(part.reshape(64, 64)).save(tmp_path/f'{i}.{ending}')
+    data, said = read(tmp_path, channels=None)
+    data = image_folder(tmp_path, 64)
+    low, high = values.min(), values.max()
+    assert data.levels[:2].aminmax() == (0, 255) and not said
+    assert data.levels[0].float().diff(dim=2).ge(-1).all() and data.levels[0].unique().numel() > 200
+    half = round(255*float(values.max()/2 - low)/float(high - low))
+    assert abs(int(data.levels[2].max()) - half) <= 1        # one range for all of them
+    assert f'3 of more than 8 bits, scaled from their common range of {low:.6g} to {high:.6g}' in data.note
+
+
+def test_deep_and_plain_images_together_are_warned_of(tmp_path):
+    noise(tmp_path/'plain.png')
+    Image.fromarray(np.arange(400, dtype=np.uint16).reshape(20, 20)).save(tmp_path/'deep.png')
+    data, said = read(tmp_path)
+    assert len(data) == 2 and '1 files have more than 8 bits' in said[0]
+    deep = data.levels[0]                                        # in all channels
+    assert deep.shape[0] == 3 and deep[0].equal(deep[2]) and deep.float().diff(dim=2).gt(0).all()
+
+
+def test_floats_that_are_not_numbers_are_named(tmp_path):
+    values = np.ones((20, 20), np.float32)
+    values[3, 3] = np.nan
+    Image.fromarray(values).save(tmp_path/'hole.tif')
+    with pytest.raises(InputError, match='hole.tif.*NaN'):
+        image_folder(tmp_path, 8)
+
+
+def grey_as_rgb(path, tinge=0, **options):
+    grey = np.random.default_rng(len(path.name)).integers(0, 250, (20, 20, 1), np.uint8)
+    Image.fromarray(grey + np.array([tinge, 0, 0], np.uint8)).save(path, **options)
+
+
+@pytest.mark.parametrize('name,channels', [('a.png', 1), ('a.jpg', 1), ('a.gif', 1), ('a.webp', 1)])
+def test_grey_stored_as_rgb_is_grey(tmp_path, name, channels):
+    options = dict(lossless=True) if name.endswith('webp') else {}
+    grey_as_rgb(tmp_path/name, **options)
+    assert read(tmp_path)[0].levels.shape[1] == channels
+    assert read(tmp_path, channels=3)[0].levels.shape[1] == 3
+
+
+def test_one_picture_in_colour_makes_all_rgb(tmp_path):
+    for i in range(4):
+        grey_as_rgb(tmp_path/f'{i}.png')
+    grey_as_rgb(tmp_path/'9.png', tinge=5)
+    data, _ = read(tmp_path)
+    assert data.levels.shape[1] == 3 and 'RGB' in data.note
+    assert data.levels[0][0].equal(data.levels[0][1]) and not data.levels[4][0].equal(data.levels[4][1])
+
+
+def test_pages_and_frames_are_said(tmp_path):
+    frames = [Image.fromarray(np.full((20, 20), 40*i, np.uint8)) for i in range(5)]
+    for name in 'film.gif', 'book.tiff', 'film.webp', 'film.png':
+        frames[0].save(tmp_path/name, save_all=True, append_images=frames[1:])
+    noise(tmp_path/'one.gif')
+    data, said = read(tmp_path)
+    assert len(data) == 5 and '4 files have several pages or frames' in said[0] and 'only the first' in said[0]
+
+
+def test_what_a_square_loses_is_said(tmp_path):
+    noise(tmp_path/'wide.png', (400, 10))
+    noise(tmp_path/'square.png', (30, 30))
+    data, said = read(tmp_path)
+    assert 'cut to squares, which keep 51 % of the area' in data.note
+    assert '1 pictures keep less than a quarter of their area as squares, wide.png 2 %' in said[0]
+
+
+def test_all_unreadable_files_are_named_at_once(tmp_path):
+    filled(tmp_path, 'cat', 'dog', count=20)
+    for i in (3, 7):
+        path = tmp_path/'cat'/f'cat-{i}.png'
+        path.write_bytes(path.read_bytes()[:200])                # fails when it is decoded
+    (tmp_path/'dog'/'dog-0.png').write_bytes(b'')               # fails when it is opened
+    with pytest.raises(InputError) as error:
+        load_data(tmp_path, 8)
+    text = str(error.value)
+    assert '3 of 40 files' in text and '--skip-unreadable' in text
+    assert all(name in text for name in ('cat-3.png', 'cat-7.png', 'dog-0.png'))
+    with pytest.warns(UserWarning, match='3 of 40 files cannot be read as images and are skipped'):
+        train, test = load_data(tmp_path, 8, skip_unreadable=True)
+    assert len(train) + len(test) == 37
+    assert sorted(Counter(torch.cat([train.labels, test.labels]).tolist()).values()) == [18, 19]
+
+
+def test_two_hundred_unreadable_files_do_not_fill_the_screen(tmp_path):
+    filled(tmp_path, 'cat', count=20)
+    for i in range(200):
+        (tmp_path/f'{i}.png').write_bytes(b'no picture')
+    with pytest.raises(InputError) as error:
+        image_folder(tmp_path, 8)
+    assert '200 of 220 files' in str(error.value) and len(str(error.value)) < 1000
+
+
+def test_one_more_picture_does_not_move_the_others(tmp_path):
+    filled(tmp_path, 'cat', 'dog', count=300)
+    before = [set(part.hashes().tolist()) for part in load_data(tmp_path, 8)]
+    assert 30 <= len(before[1]) <= 90 and not before[0] & before[1]
+    for i in range(25):
+        noise(tmp_path/'cat'/f'new-{i}.png', seed=10_000 + i)
+    os.rename(tmp_path/'cat'/'cat-0.png', tmp_path/'dog'/'aaa.png')
+    train, test = (set(part.hashes().tolist()) for part in load_data(tmp_path, 8))
+    assert not test & before[0] and not train & before[1]        # nothing changed sides
+    assert before[0] | before[1] < train | test and len(train | test) == 625
+
+
+def test_copies_of_a_picture_stay_together(tmp_path):
+    filled(tmp_path, 'cat', count=150)
+    for path in list((tmp_path/'cat').iterdir()):
+        (tmp_path/'cat'/f'copy of {path.name}').write_bytes(path.read_bytes())
+    for held_out in .1, .5:
+        train, test = load_data(tmp_path, 8, held_out=held_out)
+        assert not set(train.hashes().tolist()) & set(test.hashes().tolist())
+    assert '150 are copies of others, byte for byte' in train.note
+
+
+@pytest.mark.parametrize('held_out', [10, 1., 0, 0., -.1, 1.5, float('nan'), '0.1', None, True])
+def test_a_part_is_a_part(tmp_path, held_out):
+    filled(tmp_path, 'cat', count=20)
+    with pytest.raises(InputError, match='expected a part of the images'):
+        load_data(tmp_path, 8, held_out=held_out)
+
+
+def test_a_folder_named_like_built_in_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert built_in('fashion') == 'fashion'
+    filled(tmp_path, 'fashion', 'fashion-full', count=20)
+    for name in 'fashion', 'fashion-full':
+        with pytest.raises(InputError, match=f'write ./{name} for the folder, builtin:{name} for the data'):
+            load_data(name)
+        assert len(load_data(f'./{name}', 8)[0]) < 20
+    assert len(load_data('builtin:fashion')[0]) == 10_000
+    assert len(load_data(tmp_path/'fashion', 8)[0]) < 20        # a Path is a folder
+
+
+def test_data_in_proportion():
+    labels = proportional_labels([1000, 60], 1060)
+    assert labels.bincount().tolist() == [1000, 60]
+    assert proportional_labels([1000, 60], 100).bincount().tolist() == [94, 6]
+    for n in range(1, 40):                                       # every beginning is in proportion
+        assert abs((labels[:n] == 1).sum() - n*60/1060) <= 1
+    assert proportional_labels([7]*200, 50).tolist() == list(range(50))
+    with pytest.raises(InputError, match='counts'):
+        proportional_labels([0, 0], 3)
+
+
+WRONG_SETS = {
+    'one image without a batch': (lambda x, y: ImageData(x[0], y), r'\(n, c, h, w\)'),
+    'two channels': (lambda x, y: ImageData(x[:, :1].expand(-1, 2, -1, -1), y), 'c = 1 or 3'),
+    'channels last': (lambda x, y: ImageData(x.permute(0, 2, 3, 1), y), 'c = 1 or 3'),
+    'in 0 to 255, as floats': (lambda x, y: ImageData((x + 1)*127.5, y), r'expected \[-1, 1\]'),
+    'whole numbers, not bytes': (lambda x, y: ImageData(x.long(), y), 'expected uint8'),
+    'an array': (lambda x, y: ImageData(x.numpy(), y), 'from_uint8'),
+    'NaN': (lambda x, y: ImageData(x*float('nan'), y), 'NaN'),
+    'labels as floats': (lambda x, y: ImageData(x, y.float()), 'whole numbers'),
+    'a label too few': (lambda x, y: ImageData(x, y[1:]), '4 whole numbers'),
+    'a label that is no class': (lambda x, y: ImageData(x, y + 1, ('a', 'b')), '0 to 1'),
+    'a negative label': (lambda x, y: ImageData(x, y - 1, ('a', 'b')), '0 to 1'),
+}
+
+
+@pytest.mark.parametrize('name', WRONG_SETS)
+def test_a_set_checks_itself(name):
+    make, words = WRONG_SETS[name]
+    x, y = torch.linspace(-1, 1, 4*3*5*5).view(4, 3, 5, 5), torch.tensor([0, 1, 0, 1])
+    with pytest.raises(InputError, match=words):
+        make(x, y)
+
+
+def test_levels_are_what_was_given():
+    x = torch.rand(4, 3, 5, 5)*2 - 1
+    data = ImageData(x, [0, 1, 1, 0], ['a', 'b'])
+    assert (data.images - x).abs().max() <= 1/255 + 1e-6 and data.levels.dtype == torch.uint8
+    assert data[1].levels.equal(data.levels[1:2]) and data[data.labels == 1].counts == [0, 2]
+    assert data.hashes()[2:].equal(data[2:].hashes()) and data.hashes().unique().numel() == 4
