@@ -6,7 +6,8 @@
 __all__ = ['command', 'ldm_sample', 'ldm_train', 'ldm_demo', 'ldm_eval', 'train_only']
 
 # %% ../nbs/a_commands.ipynb #65cb8e6e
-import os, sys, warnings
+import os, shutil, sys, warnings
+from collections import Counter
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from fastcore.script import call_parse, is_cli
 from .core import *
+from .folder import *
 from .data import *
 from .loop import *
 from .features import *
@@ -21,13 +23,28 @@ from .training import *
 from .evaluation import *
 
 # %% ../nbs/a_commands.ipynb #b786a146
+def _trouble(error)->tuple: # what to say, exit code
+    if isinstance(error, (InputError, OSError)):
+        return str(error), 2
+    if isinstance(error, KeyboardInterrupt):
+        return 'stopped' + (f' ({error})' if str(error) else ''), 130
+    words = str(error).strip().splitlines() or ['']
+    out_of_memory = 'memory' in str(error).lower() and isinstance(error, RuntimeError)
+    if out_of_memory or isinstance(error, MemoryError):
+        return (f'there is not enough memory ({words[0][:80]}): take fewer pixels, '
+                'fewer images or a smaller size'), 2
+    return (f'a fault of ldm_nb ({type(error).__name__}: {words[0][:200]}): please '
+            'report it, with what LDM_DEBUG=1 shows'), 1
+
+# %% ../nbs/a_commands.ipynb #cc1a5546
 def command(func):
     """Decorator: a shell command made of `func`'s signature.
 
     Bad input is answered by one line and exit code 2.
     """
     def say(text):
-        print(f'{func.__name__}: {text}', file=sys.stderr)
+        from tqdm import tqdm
+        tqdm.write(f'{func.__name__}: {text}', file=sys.stderr)
     def say_warning(message, *_):
         say(f'warning: {message}')
     @wraps(func)
@@ -35,60 +52,109 @@ def command(func):
         if not is_cli(shell):
             return func(*args, **kwargs)
         warnings.showwarning = say_warning
+        for stream in sys.stdout, sys.stderr: # names of files may be any bytes
+            stream.reconfigure(errors='backslashreplace')
         try:
             func(*args, **kwargs)
-        except (InputError, OSError) as e:
-            say(e)
-            sys.exit(2)
-        except KeyboardInterrupt as e:
-            say('stopped' + (f' ({e})' if str(e) else ''))
-            sys.exit(130)
+        except (Exception, KeyboardInterrupt) as e:
+            if os.environ.get('LDM_DEBUG'):
+                raise
+            text, code = _trouble(e)
+            say(text)
+            sys.exit(code)
     shell = call_parse(run)
     return shell
+
+# %% ../nbs/a_commands.ipynb #128abf41
+def _check_file(path, ending=''):
+    "`InputError` unless a file of this name can be written, before any work is done."
+    path = Path(path)
+    if path.is_dir() or not path.name:
+        raise InputError(f'{path} is a folder: name a file')
+    if not path.name.endswith(ending):
+        raise InputError(f'{path} must end in {ending}')
+    above = next(parent for parent in path.absolute().parents if parent.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f'{path} cannot be written: {above} is no folder that one may '
+                         'write to')
+
+def _is_folder(out): return str(out).endswith(('/', os.sep)) or Path(out).is_dir()
+
+def _check_out(out):
+    "The same for a picture or, if `out` ends in / or is there, for a folder of them."
+    if not _is_folder(out):
+        picture_format(out)
+        return _check_file(out)
+    if Path(out).is_dir() and any(Path(out).iterdir()):
+        raise InputError(f'{out} is not empty: give a new folder, or name a picture, '
+                         f'as {Path(out)/"samples.png"}')
+    _check_file(Path(out)/'0.png')
+
+# %% ../nbs/a_commands.ipynb #80efae84
+def _save_folder(out, images):
+    "One PNG for each image, all or none."
+    out = Path(out).absolute()
+    part = out.with_name(f'.{out.name}.{os.getpid()}.part')
+    part.mkdir(parents=True)
+    try:
+        for i, image in enumerate(to_uint8(images)):
+            save_picture(part/f'{i:05}.png', image)
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/a_commands.ipynb #4778c11a
 @command
 def ldm_sample(model:str, # a folder, a shipped name (fashion) or a Hub id
                n:int=16,  # images to draw
-               label:str=None, # class, by name or number; by default all in turn
+               # class, by name or number; by default as often as in the training data
+               label:str=None,
                # 0 ignores labels, 1 follows them, more exaggerates them
                guidance:float=None,
                steps:int=15, # of the sampler
                seed:int=0,   # the same seed, the same images
-               out:str='samples.png', # picture of all images
+               # picture of all images (.png, .jpg, .webp ...), or, with a / at the end,
+               # a new folder that gets one file for each
+               out:str='samples.png',
                # also write the images as uint8 array (n, h, w) or (n, h, w, c)
                npy:str=None,
                # more than 1: away from the guide, an early checkpoint of the denoiser
                # (default 3, or guidance 2 where there is none)
-               autoguidance:float=None):
+               autoguidance:float=None,
+               unfinished:bool=False): # from the newest checkpoint of a run
     "Draw images from a trained latent diffusion model."
-    ldm = LatentDiffusion.from_pretrained(model)
-    if label and not label.isdigit() and label not in ldm.classes:
-        raise InputError(f'label is {label!r}: choose one of {", ".join(ldm.classes)} '
-                         'or its number')
-    y = None
-    if label:
-        y = ldm.classes.index(label) if label in ldm.classes else int(label)
-    images = ldm.sample(n, y, guidance, steps, seed, progress=True,
+    _check_out(out)
+    if npy:
+        _check_file(npy, '.npy')
+    ldm = LatentDiffusion.from_pretrained(model, unfinished=unfinished)
+    images = ldm.sample(n, label, guidance, steps, seed, progress=True,
                         autoguidance=autoguidance)
-    save_picture(out, image_grid(images))
+    if _is_folder(out):
+        _save_folder(out, images)
+    else:
+        save_picture(out, image_grid(images))
     print(f'{n} images: {out}')
     if npy:
         save_npy(npy, to_uint8(images))
         print(f'as an array: {npy}')
 
 # %% ../nbs/a_commands.ipynb #c10b695a
-def _train_and_report(data, out, minutes, steps, size, seed, resume, pixels=32, n=500):
+def _train_and_report(out, n=500, lr=None, skip_unreadable=False, resume=False, **given):
     "Train both stages, leave the model, pictures and report.json in `out`."
-    if size and size not in SIZES:
-        raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
-    size, out = size or default_size(), Path(out)
-    if minutes is None and steps is None:
-        budgets = dict(smoke=(None, 20), lesson=(5, None), full=(60, None))
-        minutes, steps = budgets[size]
-    train, test = load_data(data, pixels)
-    _print_data(data, train, test)
-    ldm, losses = train_latent_diffusion(train, out, minutes, steps, size, seed, resume)
+    out = Path(out)
+    run = _as_before(out, resume, given)
+    recipe = _recipe(run['size'], lr)
+    _check_outside(out, run['data'])
+    default_device() # complains before anything is read
+    train, test = load_data(run['data'], run['pixels'], skip_unreadable=skip_unreadable)
+    _print_data(run['data'], train, test)
+    for text in cannot_measure(n, len(test), len(train)):
+        print(f'note: {text}')
+    budget = run['minutes'], run['steps'], run['size'], run['seed']
+    source = dict(data=_absolute(run['data']), pixels=run['pixels'])
+    ldm, losses = train_latent_diffusion(train, out, *budget, resume, recipe, source)
     figures, images = report(ldm, train, test, n)
     save_picture(out/'samples.png', image_grid(images[:100], 10))
     save_npy(out/'samples.npy', to_uint8(images))
@@ -98,6 +164,46 @@ def _train_and_report(data, out, minutes, steps, size, seed, resume, pixels=32, 
     print_report(figures)
     print(f'written to {out}: model/ samples.png samples.npy losses.png report.json')
     return figures
+
+# %% ../nbs/a_commands.ipynb #c181b59e
+def _recipe(size, lr): # of a run
+    if size and size not in SIZES:
+        raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
+    recipe = RECIPES[size or default_size()]
+    if lr is None:
+        return recipe
+    if not 0 < lr < 1:
+        raise InputError(f'lr is {lr}: expected more than 0 and less than 1')
+    return replace(recipe, lr=lr)
+
+def _absolute(data): # a folder by its full path
+    return data if built_in(data) else str(Path(data).resolve())
+
+def _check_outside(out, data):
+    "`InputError` if results would become data."
+    inside = Path(out).resolve().is_relative_to(Path(data).resolve())
+    if Path(data).is_dir() and inside:
+        raise InputError(f'out is {out}, in the folder of the data: the results would '
+                         f'be read as data by the next run. Choose a folder outside of '
+                         f'{data}')
+
+# %% ../nbs/a_commands.ipynb #7c45b610
+_BUDGETS = dict(smoke=(None, 20), lesson=(5, None), full=(60, None)) # minutes, steps
+
+def _as_before(out, resume, given):
+    "What a run shall be: as given, else as it was if it is resumed, else by default."
+    run = dict(data='fashion', pixels=32, minutes=None, steps=None, size=None, seed=0)
+    if resume and (out/'run.json').is_file():
+        old = read_json(out/'run.json')
+        run |= {k: v for k, v in (old | old.get('source', {})).items() if k in run}
+    given = {k: v for k, v in given.items() if v is not None}
+    if 'minutes' in given or 'steps' in given: # one of the two
+        run |= dict(minutes=None, steps=None)
+    run |= given
+    run['size'] = run['size'] or default_size()
+    if run['minutes'] is None and run['steps'] is None:
+        run['minutes'], run['steps'] = _BUDGETS.get(run['size'], (5, None))
+    return run
 
 # %% ../nbs/a_commands.ipynb #29cc3d50
 def _print_data(name, train, test):
@@ -111,7 +217,8 @@ def _print_data(name, train, test):
 
 # %% ../nbs/a_commands.ipynb #7928af55
 @command
-def ldm_train(data:str='fashion', # fashion, fashion-full or a folder of images
+def ldm_train(# fashion (the default), fashion-full or a folder of images
+              data:str=None,
               # new folder for the results, or that of a run to resume
               out:str='runs/ldm',
               minutes:float=None, # wall-clock budget of both stages together
@@ -121,11 +228,17 @@ def ldm_train(data:str='fashion', # fashion, fashion-full or a folder of images
               # (default: LDM_SIZE or lesson)
               size:str=None,
               # pixels per side, to which images of a folder are cut and resized
-              pixels:int=32,
-              seed:int=0, # the same seed and steps, the same model
-              resume:bool=False): # continue a run that was interrupted
+              # (default: 32)
+              pixels:int=None,
+              seed:int=None, # the same seed and steps, the same model (default: 0)
+              # go on with the run in out: as before, or for longer (--minutes, --steps)
+              resume:bool=False,
+              lr:float=None,     # learning rate of the denoiser (default: the recipe's)
+              skip_unreadable:bool=False): # go on without files that cannot be read
     "Train a latent diffusion model, sample from it and evaluate it."
-    return _train_and_report(data, out, minutes, steps, size, seed, resume, pixels)
+    return _train_and_report(out, lr=lr, skip_unreadable=skip_unreadable, resume=resume,
+                             data=data, minutes=minutes, steps=steps, size=size,
+                             pixels=pixels, seed=seed)
 
 # %% ../nbs/a_commands.ipynb #0a0ad08f
 @command
@@ -137,7 +250,8 @@ def ldm_demo(out:str='runs/demo', # new folder for the results
              # instead of minutes: steps of each stage, for a repeatable run
              steps:int=None):
     "Train on the embedded Fashion-MNIST, draw 500 samples, evaluate them."
-    return _train_and_report('fashion', out, minutes, steps, size, seed, False)
+    return _train_and_report(out, data='builtin:fashion', minutes=minutes, steps=steps,
+                             size=size, seed=seed)
 
 # %% ../nbs/a_commands.ipynb #7a421584
 def _array_batches(path, batch_size=250):
@@ -169,50 +283,80 @@ def _array_batches(path, batch_size=250):
     return shape, (from_uint8(np.array(part)) for part in parts())
 
 # %% ../nbs/a_commands.ipynb #a0ae3317
-def _folder_batches(path, channels, side, batch_size=250):
-    """The images of a folder, read batch by batch: a generator of (b, c, side, side).
+def _common_side(path):
+    "The shorter side that most pictures below `path` have; warns of the others."
+    files, *_ = list_images(path)
+    headers, failed = survey(files, f'looking at {path}')
+    if not headers:
+        raise InputError(f'{path} holds no image that can be read, as '
+                         f'{next(iter(failed))}')
+    sides = Counter(min(h.size) for h in headers)
+    side = min(sides, key=lambda s: (-sides[s], s))
+    _warn_resized(path, headers, side)
+    return side
 
-    Warns if they had to be resized.
-    """
-    files, mode, warned = image_files(path), {1: 'L', 3: 'RGB'}[channels], False
-    for i in range(0, len(files), batch_size):
-        squares = []
-        for f in files[i:i+batch_size]:
-            picture = open_image(f)
-            if not warned and picture.size != (side, side):
-                warned = True
-                w, h = picture.size
-                warnings.warn(f'{f} has {w} x {h} pixels: images are cut and resized '
-                              f'to {side} x {side}, and '
-                              'resizing changes every distance')
-            squares.append(np.asarray(square_image(picture, side).convert(mode)))
-        shape = len(squares), side, side, channels
-        yield from_uint8(np.stack(squares).reshape(shape))
+def _warn_resized(path, headers, side):
+    others = [h for h in headers if h.size != (side, side)]
+    if others:
+        w, h = others[0].size
+        warnings.warn(f'{len(others):,} of {len(headers):,} pictures in {path} are cut '
+                      f'and resized to {side} x {side} ({others[0].path.name} has '
+                      f'{w} x {h}): resizing changes every distance')
+
+def _same_channels(data, wanted, like): # grey ones become RGB; `InputError` for others
+    given = data.levels.shape[1]
+    if given == 3 and wanted == 1:
+        raise InputError(f'{data.name} is in colour, {like} is grey: compare like with '
+                         'like, or make grey pictures of it')
+    if given == 1 and wanted == 3:
+        warnings.warn(f'{data.name} is grey, {like} is in colour: grey is taken as '
+                      'RGB, and the difference counts in every distance')
+        return replace(data, levels=data.levels.expand(-1, 3, -1, -1))
+    return data
 
 # %% ../nbs/a_commands.ipynb #ca837ae8
-def _measure_files(what, data, features, seed):
-    "The figures of images in an array or a folder."
-    if is_array := what.endswith('.npy'):
-        shape, batches = _array_batches(what)
-    else:
-        first = open_image(image_files(what)[0])
-        shape, batches = (None, *first.size[::-1], None), None
-    train, test = load_data(data, min(shape[1:3]), held_out=.5)
-    _, c, h, w = test.images.shape
-    size = open_image(image_files(data)[0]).size if Path(data).is_dir() else (w, h)
-    if size != (w, h):
-        warnings.warn(f'images of {size[0]} x {size[1]} in {data} are cut and resized '
-                      f'to {w} x {h}, the size of those in {what}: '
-                      'resizing changes every distance')
-    if is_array and (h, w, c) != shape[1:]:
-        raise InputError(f'{what} holds images of {shape[1]} x {shape[2]} x '
-                         f'{shape[3]}, {data} has {h} x {w} x {c} '
-                         '(height, width, channels): they must agree')
-    batches = batches or _folder_batches(what, c, h)
+def _reference(data, side, what):
+    "Halves of `data` at `side` pixels, or its own parts; warns if that resizes them."
+    if not built_in(data):
+        headers, _ = survey(list_images(data)[0], f'looking at {data}')
+        _warn_resized(data, headers, side)
+    return load_data(data, side, held_out=.5)
+
+def _measure_array(what, data, features, seed):
+    "The figures of the images in a `.npy`."
+    (n, h, w, c), batches = _array_batches(what)
+    train, test = _reference(data, min(h, w), what)
+    sides = tuple(test.levels.shape[1:])
+    if sides != (c, h, w):
+        raise InputError(f'{what} holds images of {h} x {w} x {c}, {data} has '
+                         f'{sides[1]} x {sides[2]} x {sides[0]} (height, width, '
+                         'channels): they must agree')
+    return _measure(what, batches, data, train, test, features, seed)
+
+def _measure_folder(what, data, features, seed):
+    "The figures of the pictures in a folder."
+    side = _common_side(what) if not built_in(data) else None
+    train, test = _reference(data, side, what) if side else load_data(data)
+    c, h, w = test.levels.shape[1:]
+    if not side:
+        headers, _ = survey(list_images(what)[0], f'looking at {what}')
+        _warn_resized(what, headers, h)
+    given = _same_channels(image_folder(what, h), c, data)
+    train, test = (_same_channels(part, given.levels.shape[1], what)
+                   for part in (train, test))
+    return _measure(what, given.levels, data, train, test, features, seed)
+
+# %% ../nbs/a_commands.ipynb #a1f563bb
+def _measure(what, images, data, train, test, features, seed):
+    unknown = None
+    if not built_in(data):
+        unknown = (f'which images of {data} the maker of {what} trained on is not '
+                   'known: no share of copies')
     features = features or default_features(test)
-    result = evaluate(batches, test, train, None, features, seed=seed, progress=True)
+    result = evaluate(images, test, train, None, features, seed=seed, progress=True,
+                      trained_on=unknown)
     if not result['metrics']:
-        raise InputError(f'{what}: {result["note"]}')
+        raise InputError(f'{what}: {"; ".join(result["notes"])}')
     return result
 
 # %% ../nbs/a_commands.ipynb #bab6fa79
@@ -233,17 +377,23 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              # of samples, too (default 3, or guidance 2 for a model without a guide)
              autoguidance:float=None):
     "Measure a model, or images in files, against held-out real images."
-    if out and (Path(out).is_dir() or not Path(out).name):
-        raise InputError(f'out is {out!r}, a folder: name a file')
+    if out:
+        _check_file(out, '.json')
     configs = Path(what)/'config.json', Path(what)/'model'/'config.json'
     is_model = any(config.is_file() for config in configs)
+    if not is_model and Path(what).is_dir() and (PACKAGE/'weights'/what).is_dir():
+        raise InputError(f'{what} is a shipped model, and a folder here: write '
+                         f'./{what} for the folder, or go elsewhere for the model')
     if is_model or not (what.endswith('.npy') or Path(what).is_dir()):
         ldm = LatentDiffusion.from_pretrained(what)
-        train, test = load_data(data, max(ldm.image_size))
+        channels = ldm.autoencoder.image_channels
+        train, test = (_same_channels(part, channels, what)
+                       for part in load_data(data, max(ldm.image_size)))
         result, _ = report(ldm, train, test, n, features or None, guidance, steps, seed,
                            autoguidance)
     else:
-        result = _measure_files(what, data, features, seed)
+        measure_it = _measure_array if what.endswith('.npy') else _measure_folder
+        result = measure_it(what, data, features, seed)
     print_report(result)
     if out:
         made = dict(what=what, data=data, device=str(default_device()),
@@ -281,11 +431,10 @@ def train_only(data:str='fashion', # fashion, fashion-full or a folder of images
 
     torchrun --nproc_per_node 2 -m ldm_nb.commands --steps 1000
     """
-    if size and size not in SIZES:
-        raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
     _check_launch()
+    _check_outside(out, data)
     train, _ = load_data(data, pixels)
-    recipe = replace(RECIPES[size or default_size()], accumulate=accumulate)
+    recipe = replace(_recipe(size, None), accumulate=accumulate)
     train_latent_diffusion(train, out, minutes, steps, size, seed, resume, recipe)
     together = get_accelerator()
     together.wait_for_everyone() # one that left early would take the others with it

@@ -37,7 +37,7 @@ def natural(name:str)->list:
 
 def _is_hidden(name): return name.startswith('.') or name in _SYSTEM
 
-def _walk(path, seen, problems): # (folder, names of its files), links followed
+def _walk(path, seen, problems): # (folder, its entries but folders), links followed
     real = os.path.realpath(path)
     if real in seen:
         problems.append(f'{path} is the same folder as {seen[real]}: it is read once')
@@ -48,7 +48,7 @@ def _walk(path, seen, problems): # (folder, names of its files), links followed
     except OSError as e:
         raise InputError(f'{path} cannot be listed ({e.strerror})') from None
     shown = [e for e in entries if not _is_hidden(e.name)]
-    yield Path(path), [e.name for e in shown if not e.is_dir()]
+    yield Path(path), [e for e in shown if not e.is_dir()]
     for entry in shown:
         if entry.is_dir():
             yield from _walk(entry.path, seen, problems)
@@ -60,13 +60,15 @@ def list_images(path)->tuple: # [Path], {ending: files that are no pictures}, [p
     if not path.is_dir():
         raise InputError(f'{path} is not a folder')
     types, files, problems, ignored = image_types(), [], [], Counter()
-    for folder, names in _walk(path, {}, problems):
-        for name in names:
-            ending = Path(name).suffix.lower()
-            if ending in types:
-                files.append(folder/name)
+    for folder, entries in _walk(path, {}, problems):
+        for entry in entries:
+            ending = Path(entry.name).suffix.lower() or 'without ending'
+            if not (entry.is_file() or entry.is_symlink()): # a pipe would block us
+                ignored['pipe or device'] += 1
+            elif ending in types:
+                files.append(folder/entry.name)
             else:
-                ignored[ending or 'without ending'] += 1
+                ignored[ending] += 1
     if not files:
         others = f'; what it holds: {_counts(ignored)}' if ignored else ''
         raise InputError(f'{path} holds no images that can be read here{others}')

@@ -6,10 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-BIN = Path(sys.executable).parent
-
-
-def shell(*args, cwd=None): return subprocess.run([BIN/args[0], *map(str, args[1:])], capture_output=True, text=True, cwd=cwd)
+from shell import shell
 
 
 @pytest.mark.parametrize('name,words', [('ldm_demo', ['--minutes', 'wall-clock budget']), ('ldm_train', ['--resume', 'folder of images']),

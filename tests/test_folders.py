@@ -137,6 +137,13 @@ def test_all_that_pillow_reads_is_read_and_the_rest_is_counted(tmp_path):
     assert 'ignored: .heic 2, ' in data.note and 'without ending 1' in data.note and '.mp4 1' in data.note
 
 
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
+def test_a_pipe_does_not_block(tmp_path):
+    noise(tmp_path/'a.png')
+    os.mkfifo(tmp_path/'b.png')
+    assert 'ignored: pipe or device 1' in read(tmp_path)[0].note
+
+
 def test_a_wrong_ending_does_not_matter(tmp_path):
     noise(tmp_path/'x.png', format='JPEG')
     assert len(read(tmp_path)[0]) == 1
