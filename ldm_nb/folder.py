@@ -48,9 +48,9 @@ def _walk(path, seen, problems): # (folder, its entries but folders), links foll
     except OSError as e:
         raise InputError(f'{path} cannot be listed ({e.strerror})') from None
     shown = [e for e in entries if not _is_hidden(e.name)]
-    yield Path(path), [e for e in shown if not e.is_dir()]
+    yield Path(path), [e for e in shown if not os.path.isdir(e.path)]
     for entry in shown:
-        if entry.is_dir():
+        if os.path.isdir(entry.path):
             yield from _walk(entry.path, seen, problems)
 
 # %% ../nbs/a_folder.ipynb #65c5b4a7
@@ -63,8 +63,8 @@ def list_images(path)->tuple: # [Path], {ending: files that are no pictures}, [p
     for folder, entries in _walk(path, {}, problems):
         for entry in entries:
             ending = Path(entry.name).suffix.lower() or 'without ending'
-            if not (entry.is_file() or entry.is_symlink()): # a pipe would block us
-                ignored['pipe or device'] += 1
+            if os.path.exists(entry.path) and not os.path.isfile(entry.path):
+                ignored['pipe or device'] += 1 # reading it might never end
             elif ending in types:
                 files.append(folder/entry.name)
             else:
