@@ -46,6 +46,7 @@ bench: .venv/.dev ## how good in five minutes and how fast, against diffusers an
 	$(BIN)/python bench/conv_peak.py
 	$(BIN)/python bench/evaluation.py
 	$(BIN)/python bench/steps.py
+	$(BIN)/python bench/memory.py
 package: .venv/.dev ## build wheel and sdist, install the wheel in an empty environment, sample and run every chapter without network
 	bash tools/try_package.sh
 clean:           ## remove what the targets made, but not runs/

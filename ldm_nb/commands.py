@@ -9,11 +9,11 @@ __all__ = ['command', 'ldm_sample', 'ldm_train', 'ldm_demo', 'ldm_eval', 'train_
 import os, shutil, sys, warnings
 from collections import Counter
 from dataclasses import replace
-from functools import wraps
+from inspect import signature
 from pathlib import Path
 import numpy as np
 import torch
-from fastcore.script import call_parse, is_cli
+from fastcore.script import anno_parser
 from .core import *
 from .folder import *
 from .data import *
@@ -37,33 +37,39 @@ def _trouble(error)->tuple: # what to say, exit code
             'report it, with what LDM_DEBUG=1 shows'), 1
 
 # %% ../nbs/a_commands.ipynb #cc1a5546
+def _typed(arguments): # --like-this may also be --like_this, as in Python
+    for text in arguments:
+        name, sign, value = text.partition('=')
+        yield (name.replace('-', '_').replace('__', '--', 1) if name.startswith('--')
+               else name) + sign + value
+
 def command(func):
-    """Decorator: a shell command made of `func`'s signature.
+    """Decorator: gives a function `func.shell`, the command made of its signature.
 
     Bad input is answered by one line and exit code 2.
     """
     def say(text):
         from tqdm import tqdm
-        tqdm.write(f'{func.__name__}: {text}', file=sys.stderr)
+        line = ' '.join(f'{func.__name__}: {text}'.splitlines())
+        tqdm.write(line, file=sys.stderr) # above a bar, not on its line
     def say_warning(message, *_):
         say(f'warning: {message}')
-    @wraps(func)
-    def run(*args, **kwargs):
-        if not is_cli(shell):
-            return func(*args, **kwargs)
+    def shell():
         warnings.showwarning = say_warning
         for stream in sys.stdout, sys.stderr: # names of files may be any bytes
             stream.reconfigure(errors='backslashreplace')
+        parser, names = anno_parser(func, func.__name__), signature(func).parameters
+        given = vars(parser.parse_args([*_typed(sys.argv[1:])]))
         try:
-            func(*args, **kwargs)
+            func(**{name: given[name] for name in names})
         except (Exception, KeyboardInterrupt) as e:
             if os.environ.get('LDM_DEBUG'):
                 raise
             text, code = _trouble(e)
             say(text)
             sys.exit(code)
-    shell = call_parse(run)
-    return shell
+    func.shell = shell
+    return func
 
 # %% ../nbs/a_commands.ipynb #128abf41
 def _check_file(path, ending=''):
@@ -442,4 +448,4 @@ def train_only(data:str='fashion', # fashion, fashion-full or a folder of images
 
 # %% ../nbs/a_commands.ipynb #43f05c0f
 if __name__ == '__main__' and '__file__' in globals(): # a program, not a notebook
-    train_only()
+    train_only.shell()

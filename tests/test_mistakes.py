@@ -76,7 +76,7 @@ def test_unreadable_files_are_skipped_if_asked(pictures, tmp_path):
         (tmp_path/'data'/f'broken-{i}.png').write_bytes(b'no picture')
     said = line(train('--data', 'data', '--out', 'r', cwd=tmp_path), 'ldm_train')
     assert '3 of 33 files' in said and all(f'broken-{i}.png' in said for i in range(3))
-    run = train('--data', 'data', '--out', 'r', '--skip_unreadable', cwd=tmp_path)
+    run = train('--data', 'data', '--out', 'r', '--skip-unreadable', cwd=tmp_path)
     assert run.returncode == 0 and 'are skipped' in run.stderr, run
 
 
@@ -350,6 +350,6 @@ def test_whatever_a_folder_holds_there_is_no_traceback(tmp_path):
         run = shell(*command, cwd=tmp_path)
         assert run.returncode == 2 and 'Traceback' not in run.stderr and 'a fault of' not in run.stderr, run
         assert 'files cannot be read as images' in run.stderr or 'images of' in run.stderr, run
-    run = shell('ldm_train', '--data', 'data', '--steps', '1', '--size', 'smoke', '--out', 'r', '--skip_unreadable',
+    run = shell('ldm_train', '--data', 'data', '--steps', '1', '--size', 'smoke', '--out', 'r', '--skip-unreadable',
                 cwd=tmp_path)
     assert run.returncode == 0 and (tmp_path/'r'/'report.json').exists(), run
