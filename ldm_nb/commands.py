@@ -309,7 +309,7 @@ def _warn_resized(path, headers, side):
                       f'and resized to {side} x {side} ({others[0].path.name} has '
                       f'{w} x {h}): resizing changes every distance')
 
-def _same_channels(data, wanted, like): # grey ones become RGB; `InputError` for others
+def _same_channels(data, wanted, like): # grey ones become RGB, an error for others
     given = data.levels.shape[1]
     if given == 3 and wanted == 1:
         raise InputError(f'{data.name} is in colour, {like} is grey: compare like with '

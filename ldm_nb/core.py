@@ -157,7 +157,7 @@ def as_levels(images:Tensor # (n, c, h, w), floats in [-1, 1] or uint8 levels
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().byte()
 
 # %% ../nbs/a_core.ipynb #cf4bdc6e
-def _batch(images): # as (n, c, h, w) floats; `InputError` for another shape
+def _batch(images): # as (n, c, h, w) floats; an error for another shape
     given = tuple(images.shape)
     images = images[None] if len(given) == 3 and given[0] in (1, 3) else images
     if images.ndim != 4 or images.shape[1] not in (1, 3) or not len(images):

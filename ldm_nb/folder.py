@@ -310,7 +310,7 @@ def scale_deep(levels:torch.Tensor, # (n, c, s, s), written to
     return low, high
 
 # %% ../nbs/a_folder.ipynb #4b43d336
-def _unreadable(failed, count, skip): # a warning, or `InputError` if not to be skipped
+def _unreadable(failed, count, skip): # a warning, or an error if not to be skipped
     if not failed:
         return []
     named = listed([f'{path} ({why})' for path, why in failed.items()], 5)
