@@ -156,17 +156,19 @@ class Discriminator(nn.Module):
 # %% ../nbs/10_showdown.ipynb #bcbd915e
 class GAN(nn.Module):
     "Generator and discriminator."
-    def __init__(self, image_size=(28, 28), num_classes=10, image_channels=1):
+    def __init__(self, image_size=(28, 28), num_classes=10, image_channels=1,
+                 counts=None): # of each class in the training data: draws are like it
         super().__init__()
         self.image_size, self.num_classes = tuple(image_size), num_classes
+        self.counts = counts or [1]*num_classes
         self.generator = Generator(num_classes, image_channels=image_channels)
         self.discriminator = Discriminator(num_classes, image_channels=image_channels)
     @torch.no_grad()
     def sample(self, n, seed=0, batch_size=250):
-        "Classes in turn -> (n, c, h, w) in [-1, 1], on the CPU."
-        eps = torch.randn(n, self.generator.noise_dim,
+        "Classes as often as in the data -> (n, c, h, w) in [-1, 1], on the CPU."
+        eps = torch.randn(whole('n', n), self.generator.noise_dim,
                           generator=generator(seed, 'sample'))
-        y = torch.arange(n) % self.num_classes
+        y = proportional_labels(self.counts, n)
         device = next(self.parameters()).device
         made = []
         for part, labels in zip(eps.split(batch_size), y.split(batch_size)):
@@ -188,17 +190,20 @@ class PixelDiffusion(nn.Module):
     "A denoiser of pixels: what `LatentDiffusion` is, without an autoencoder."
     guidances = LatentDiffusion.guidances
     def __init__(self, net, image_size=(28, 28), shape=(1, 32, 32),
-                 prediction_type='flow_prediction', guide=None):
+                 prediction_type='flow_prediction', guide=None,
+                 counts=None): # of each class in the training data: draws are like it
         super().__init__()
         self.ema, self.guide = net, guide
+        self.counts = counts or [1]*net.num_classes
         self.image_size, self.shape = tuple(image_size), tuple(shape)
         self.prediction_type, self.schedule = prediction_type, Schedule('flow')
     @torch.no_grad()
     def sample(self, n, guidance=None, steps=15, seed=0, batch_size=250,
                autoguidance=None):
-        "Classes in turn -> (n, c, h, w) in [-1, 1], on the CPU."
+        "Classes as often as in the data -> (n, c, h, w) in [-1, 1], on the CPU."
+        n, steps = whole('n', n), whole('steps', steps)
         x = torch.randn(n, *self.shape, generator=generator(seed, 'sample'))
-        y = torch.arange(n) % self.ema.num_classes
+        y = proportional_labels(self.counts, n)
         device = next(self.parameters()).device
         guidance, autoguidance = self.guidances(guidance, autoguidance)
         made = []
@@ -224,7 +229,7 @@ def draw(model, n:int, seed=0,
          guidance=2., # of the denoisers; a GAN has none
          **kwargs     # the denoisers' autoguidance (then with guidance=1) and steps
         )->Tensor:    # (n, c, h, w) in [-1, 1], on the CPU
-    "Samples of any contestant, the classes in turn."
+    "Samples of any contestant, the classes as often as in the training data."
     if isinstance(model, GAN):
         return model.sample(n, seed=seed)
     return model.sample(n, seed=seed, guidance=guidance, **kwargs)
@@ -254,16 +259,16 @@ def train_latents(data:ImageData,
     return model
 
 # %% ../nbs/10_showdown.ipynb #450795e2
-def labelled_images(data:ImageData, side=32)->Tensor: # (n, c, side, side)
-    "The padded images. `InputError` unless they have classes and fit into `side`."
+def labelled_images(data:ImageData, side=32)->Tensor: # (n, c, side, side), uint8
+    "The padded levels. `InputError` unless they have classes and fit into `side`."
     if not data.classes:
         raise InputError('the rivals draw classes, and these images have none: '
                          'give a folder with one subfolder for each class')
-    h, w = data.images.shape[-2:]
+    h, w = data.levels.shape[-2:]
     if max(h, w) > side:
         raise InputError(f'images are {h} x {w}, the rivals draw {side} x {side} at '
                          'most: make them smaller')
-    return pad_images(data.images, side)
+    return pad_images(data.levels, side)
 
 # %% ../nbs/10_showdown.ipynb #c439b772
 def gan_rate(progress:float, step:int)->float:
@@ -282,9 +287,9 @@ def train_gan(data:ImageData, seconds:float|None=None,
     is kept as `steps`."""
     torch.manual_seed(seed_for(seed, 'gan'))
     device, x = default_device(), labelled_images(data)
-    gan = GAN(data.images.shape[-2:], len(data.classes), x.shape[1])
+    gan = GAN(data.levels.shape[-2:], len(data.classes), x.shape[1], data.counts)
     def loss(model, i):
-        real, labels = x[i].to(device), data.labels[i].to(device)
+        real, labels = as_floats(x[i].to(device)), data.labels[i].to(device)
         eps = torch.randn(len(i), model.generator.noise_dim).to(device)
         return gan_loss(model, eps, real, labels, gamma=gamma, share=share)
     run = fit(gan, loss, len(x), batch_size, lr, num_steps=steps, seconds=seconds,
@@ -317,12 +322,13 @@ def train_pixels(data:ImageData, seconds:float|None=None,
     def loss(model, i):
         kept = torch.rand(len(i)) >= label_dropout
         y = data.labels[i].where(kept, k).to(device)
-        return diffusion_loss(model, x[i].to(device), y, prediction_type=prediction,
+        real = as_floats(x[i].to(device))
+        return diffusion_loss(model, real, y, prediction_type=prediction,
                               weighting=weighting)
     run = fit(model, loss, len(x), batch_size, lr, num_steps=steps, seconds=seconds,
               seed=seed, stage=f'pixels, {net}', ema_decay=.995, guide_at=guide_at,
               checkpoint=out)
-    result = PixelDiffusion(run['ema'], data.images.shape[-2:], x.shape[1:], prediction,
-                            run['guide'])
+    result = PixelDiffusion(run['ema'], data.levels.shape[-2:], x.shape[1:], prediction,
+                            run['guide'], data.counts)
     result.steps = len(run['losses'])
     return result

@@ -106,11 +106,11 @@ def _check_request(ldm, data, method, features):
         raise InputError(f'method is {method!r}: choose one of {", ".join(METHODS)}')
     if METHODS[method].frozen and features is None:
         raise InputError(f'{method} needs a frozen network: pass features')
-    size, classes = data.images.shape[-2:], len(data.classes)
+    size, classes = tuple(data.levels.shape[-2:]), len(data.classes)
     other_classes = data.labels is not None and classes != ldm.ema.num_classes
     if size != ldm.image_size or other_classes:
         raise InputError(f'{data.name} has {classes} classes and images of '
-                         f'{tuple(size)}, the model {ldm.ema.num_classes} and '
+                         f'{size}, the model {ldm.ema.num_classes} and '
                          f'{ldm.image_size}: they must agree')
 
 def _joint(ldm, how, features, seed, lr, vae_lr)->tuple:
@@ -138,7 +138,7 @@ def finetune(ldm:LatentDiffusion, data:ImageData,
     images (b, c, h, w) to (b, feature_width, h', w'). The methods `denoiser` and
     `decoder` keep the guide. By the others the latents move away from it."""
     _check_request(ldm, data, method, features)
-    how, images = METHODS[method], pad_images(data.images, ldm._multiple)
+    how, images = METHODS[method], pad_images(data.levels, ldm._multiple)
     device, inputs, loss_of = default_device(), images, how.loss
     model, rates = _joint(ldm, how, features, seed, lr, vae_lr)
     if how.frozen:
@@ -151,16 +151,16 @@ def finetune(ldm:LatentDiffusion, data:ImageData,
         if data.labels is not None:
             kept = torch.rand(len(i)) >= label_dropout
             y = data.labels[i].where(kept, ldm.ema.num_classes).to(device)
-        x = inputs[i].to(device)
+        x = as_floats(inputs[i].to(device))
         return loss_of(model, x, y, ldm.schedule, ldm.prediction_type)
     same = dict(model=ldm.stats.fingerprint + fingerprint(ldm.ema),
                 data=data.fingerprint(), label_dropout=label_dropout)
     run = fit(model, loss, len(images), batch_size, rates, seed=seed, ema_decay=.99,
               stage=f'joint, {method}', same=same, **budget)
-    return _assemble(ldm, run, images, how, method), run
+    return _assemble(ldm, run, images, how, method, data), run
 
 # %% ../nbs/09_joint.ipynb #bdb26561
-def _assemble(ldm, run, images, how, method)->LatentDiffusion:
+def _assemble(ldm, run, images, how, method, data)->LatentDiffusion:
     "A `LatentDiffusion` of the trained parts."
     vae, denoiser = run['model'].vae, run['model'].denoiser
     ema = run['ema'].denoiser
@@ -177,10 +177,14 @@ def _assemble(ldm, run, images, how, method)->LatentDiffusion:
         guide.trained_on = stats.fingerprint
     finetuned = dict(method=method, steps=len(run['losses']),
                      seconds=round(run['seconds'], 1), interrupted=run['interrupted'])
-    card = ldm.card | dict(finetuned=finetuned)
+    counts = dict(class_counts=data.counts) if data.labels is not None else {}
+    card = ldm.card | counts | dict(finetuned=finetuned)
+    seen = None # unknown stays unknown
+    if ldm.seen is not None:
+        seen = torch.cat([ldm.seen, data.hashes()]).unique()
     return LatentDiffusion(vae, stats, denoiser, ema, ldm.schedule.name,
                            ldm.prediction_type, ldm.image_size, ldm.classes, card,
-                           guide).to(ldm.device)
+                           guide, seen).to(ldm.device)
 
 # %% ../nbs/09_joint.ipynb #dc832004
 class CutFeatures(nn.Module):

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['batch_indices', 'cosine_lr', 'ema_update', 'part_loss', 'sum_over_processes', 'Checkpoints', 'plot_losses',
-           'likely_cause', 'get_accelerator', 'Run', 'fit']
+           'likely_cause', 'get_accelerator', 'Run', 'differences', 'fit']
 
 # %% ../nbs/a_loop.ipynb #31cedc68
-import copy, math, os, signal, threading, time, warnings
+import copy, math, os, re, signal, threading, time, warnings
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -97,9 +97,12 @@ class Checkpoints:
 
 # %% ../nbs/a_loop.ipynb #3f79bce7
 @patch
-def load(self:Checkpoints)->tuple|None: # (tensors, state); None if there is none
+def load(self:Checkpoints,
+         look=False # change nothing: another process may be writing here
+        )->tuple|None: # (tensors, state); None if there is none
     "The newest whole one; damaged ones are renamed. `InputError` if all are damaged."
-    for part in self.folder.glob('.step-*.part'): # left by a process that was killed
+    killed = [] if look else self.folder.glob('.step-*.part')
+    for part in killed: # left by a process that was killed
         part.unlink(missing_ok=True)
     files = self.files()
     for path in reversed(files):
@@ -111,9 +114,10 @@ def load(self:Checkpoints)->tuple|None: # (tensors, state); None if there is non
                        'or was not written by a training run')
         except InputError as e:
             problem = str(e)
-        warnings.warn(f'{problem}; it is now {path.name}.damaged, '
-                      'and the checkpoint before it is used')
-        path.rename(f'{path}.damaged')
+        named = '' if look else f'it is now {path.name}.damaged, and '
+        warnings.warn(f'{problem}; {named}the checkpoint before it is used')
+        if not look:
+            path.rename(f'{path}.damaged')
     if files:
         raise InputError(f'{problem}, and no checkpoint is left in {self.folder}: '
                          'train anew in another folder')
@@ -169,11 +173,10 @@ class _Display:
     def __init__(self, stage, run):
         self.stage, self.run, self.first = stage, run, run.step
     def __enter__(self):
-        from tqdm import tqdm
         hidden = {} if self.run.accelerator.is_main_process else dict(disable=True)
         form = '{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}'
-        self.bar = tqdm(total=100, desc=self.stage, leave=False, bar_format=form,
-                        **hidden)
+        self.bar = progress_bar(total=100, desc=self.stage, leave=False,
+                                bar_format=form, miniters=0, **hidden)
         self.began = self.drawn = time.perf_counter()
         self.shown, self.handle = 0., None
         return self
@@ -183,16 +186,16 @@ class _Display:
 
 # %% ../nbs/a_loop.ipynb #aed686cc
 @patch
-def show(self:_Display, progress:float, batch_size:int):
-    "Update the bar twice a second, and the curve every five seconds."
+def show(self:_Display, batch_size:int):
+    "Update the bar twice a second (in a log: seldom), the curve every five seconds."
     now = time.perf_counter()
     if self.bar.disable or now - self.shown < .5: return
     losses = [f[0] for f in self.run.history['figures']]
     images = batch_size*(self.run.step - self.first)
-    self.bar.update(min(100*progress, 100) - self.bar.n)
     self.bar.set_postfix(loss=f'{np.mean(losses[-50:]):.4f}',
                          lr=f'{self.run.history["lr"][-1]:.1e}',
-                         images_s=f'{images/(now - self.began):.0f}')
+                         images_s=f'{images/(now - self.began):.0f}', refresh=False)
+    self.bar.update(min(100*self.run.progress, 100) - self.bar.n)
     self.shown = now
     if IN_NOTEBOOK and now - self.drawn > 5:
         self._draw(losses)
@@ -294,6 +297,11 @@ class Run:
     def step(self):
         "Steps that are complete."
         return len(self.history['lr'])
+    @property
+    def progress(self):
+        "The share of the budget that is used: 1 or more at the end."
+        steps, seconds = self.settings['num_steps'], self.settings['budget']
+        return self.step/steps if steps else self.seconds/seconds
 
 # %% ../nbs/a_loop.ipynb #a1589a97
 @patch
@@ -339,6 +347,28 @@ def _find(self:Run): # (tensors, state), the same in all processes, or None
                          'one folder that all of them see')
     return found
 
+# %% ../nbs/a_loop.ipynb #0e89ceb3
+def _said(value): # 1,000; 64, 96; none
+    if isinstance(value, (list, tuple)):
+        return ', '.join(_said(v) for v in value)
+    counts = isinstance(value, int) and not isinstance(value, bool)
+    return f'{value:,}' if counts else 'none' if value is None else str(value)
+
+def differences(then:dict, now:dict, but=() # keys that may differ
+               )->list: # of strings
+    """In which settings two runs differ, a few words each.
+
+    Of a hash, only that it is another. What only one of the two knows is left out."""
+    found = []
+    for key in now:
+        old, new = then.get(key), now[key]
+        if key in but or key not in then or old == new:
+            continue
+        is_hash = isinstance(new, str) and re.fullmatch('[0-9a-f]{16,}', new)
+        found.append(f'the {key} not the same' if is_hash else
+                     f'{key} {_said(old)} then, {_said(new)} now')
+    return found
+
 # %% ../nbs/a_loop.ipynb #5bf53535
 @patch
 def resume(self:Run):
@@ -347,18 +377,22 @@ def resume(self:Run):
     if not found: return
     tensors, state = found
     folder, then = self.checkpoints.folder, state.get('run', {})
-    wrong = [f'{k}: {then.get(k)} then, {v} now' for k, v in self.settings.items()
-             if then.get(k) != v]
+    wrong = differences(then, self.settings, ('num_steps', 'budget', 'lr'))
     if wrong:
         raise InputError(f'{folder} belongs to another run ({"; ".join(wrong)}): '
-                         'choose another folder')
+                         'resume with the same settings, or choose another folder')
     try:
         self.guide, self.history = _unpack(tensors, self.model, self.ema, self.opt)
     except (RuntimeError, KeyError) as e:
         problem = str(e).splitlines()[-1].strip()
         raise InputError(f'{folder} does not fit this model ({problem}): '
                          'choose another folder') from None
-    self.seconds, self.done = state['seconds'], state['done']
+    self.seconds = state['seconds']
+    same = [then.get(k) == self.settings[k] for k in ('num_steps', 'budget')]
+    self.done = state['done'] and all(same)
+    if not all(same) and self.progress >= 1:
+        warnings.warn(f'{self.settings["stage"]}: {self.step:,} steps are made, '
+                      'no fewer than now asked for: it is left as it is')
 
 # %% ../nbs/a_loop.ipynb #d2ad3f86
 @patch
@@ -433,17 +467,22 @@ def result(self:Run, interrupted)->dict:
 
 # %% ../nbs/a_loop.ipynb #d9859794
 def _check_budget(num_steps, seconds, ema_decay, guide_at):
-    if (num_steps or 0) < 1 and (seconds or 0) <= 0:
-        raise InputError(f'num_steps is {num_steps} and seconds {seconds}: '
+    if num_steps is not None:
+        whole('num_steps', num_steps)
+    elif not (seconds or 0) > 0: # NaN, too
+        raise InputError(f'num_steps is None and seconds {seconds}: '
                          'one of them must be more than nothing')
     if guide_at and not ema_decay:
         raise InputError(f'guide_at is {guide_at}, and there is no average to copy: '
                          'give ema_decay, too')
 
+def _learns(lr): # the children that are trained, or None for all
+    return sorted(lr) if isinstance(lr, dict) else None
+
 @patch
-def train_step(self:Run, loss, progress, asked):
+def train_step(self:Run, loss, asked):
     "One step: rate, batch, gradient, check, step, average, note."
-    s = self.settings
+    s, progress = self.settings, self.progress
     for group in self.opt.param_groups:
         group['lr'] = group['base']*self.lr_schedule(progress, self.step)
     indices = batch_indices(self.step, s['n'], s['batch_size'], s['seed'])
@@ -474,22 +513,24 @@ def fit(model,
        )->dict: # model, ema, guide, losses (steps,), history, seconds, interrupted
     """Train with AdamW, clipping and EMA; `guide` is the early copy of the EMA.
 
-    `indices` are on the CPU; `loss` moves its batch to the model's device itself."""
+    `indices` are on the CPU; `loss` moves its batch to the model's device itself.
+    A run in `checkpoint` goes on, also with another budget or `lr` for what is left;
+    `InputError` says what else differs."""
+    n, batch_size = whole('n', n), whole('batch_size', batch_size)
+    accumulate = whole('accumulate', accumulate)
     _check_budget(num_steps, seconds, ema_decay, guide_at)
     settings = dict(stage=stage, seed=seed, n=n, batch_size=batch_size, lr=lr,
                     num_steps=num_steps, budget=seconds, ema_decay=ema_decay,
                     lr_schedule=lr_schedule.__name__, clip=clip, betas=list(betas),
-                    guide_at=guide_at) | (same or {})
+                    guide_at=guide_at, learns=_learns(lr)) | (same or {})
     run = Run(model, lr, lr_schedule, settings, accumulate, checkpoint)
     own_random = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
     with _interrupts() as asked, _Display(stage, run) as display, own_random:
         model.train()
-        while not (run.done or run.stopped):
-            progress = run.step/num_steps if num_steps else run.seconds/seconds
-            if progress >= 1: break
-            run.train_step(loss, progress, asked)
+        while run.progress < 1 and not (run.done or run.stopped):
+            run.train_step(loss, asked)
             if callback: callback(run.step, model, run.ema)
-            display.show(progress, batch_size)
+            display.show(batch_size)
             if time.perf_counter() - run.saved > save_every:
                 run.save()
         run.finish()

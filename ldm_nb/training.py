@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'FORMAT', 'Recipe', 'train_autoencoder', 'train_denoiser', 'LatentDiffusion', 'paired', 'verdict',
-           'cached_latents', 'train_latent_diffusion']
+           'kept_for_backward', 'memory_needed', 'cached_latents', 'train_latent_diffusion']
 
 # %% ../nbs/05_training.ipynb #527229fb
-import hashlib, json, shutil, sys, uuid
+import copy, hashlib, json, math, shutil, sys, uuid, warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
+import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
@@ -61,22 +62,27 @@ RECIPES = dict(
                 ema_decay=.9995))
 
 # %% ../nbs/05_training.ipynb #61982933
-def train_autoencoder(images:Tensor, # (n, c, h, w), padded
+def _vae_of(recipe, image_channels):
+    return VAE(recipe.f, recipe.latent_channels, recipe.ae_width,
+               recipe.encoder_depth, recipe.decoder_depth, image_channels)
+
+def train_autoencoder(images:Tensor, # (n, c, h, w), padded: floats or uint8 levels
                       recipe:Recipe,
                       seed=0,
                       **budget):     # num_steps or seconds, checkpoint
     "Stage one: a `VAE` on images. Returns what `fit` does."
     torch.manual_seed(seed_for(seed, 'autoencoder'))
-    vae = VAE(recipe.f, recipe.latent_channels, recipe.ae_width,
-              recipe.encoder_depth, recipe.decoder_depth, images.shape[1])
-    device = default_device()
+    vae, device = _vae_of(recipe, images.shape[1]), default_device()
     def loss(model, i):
-        return vae_loss(model, images[i].to(device), recipe.kl_weight,
+        return vae_loss(model, as_floats(images[i].to(device)), recipe.kl_weight,
                         reconstruction=clipped_mse)
     return fit(vae, loss, len(images), recipe.ae_batch, recipe.ae_lr, seed=seed,
                stage='autoencoder', accumulate=recipe.accumulate, **budget)
 
 # %% ../nbs/05_training.ipynb #9ce5fbfa
+def _unet_of(recipe, channels, num_classes):
+    return UNet(channels, recipe.widths, recipe.blocks, num_classes, recipe.emb_dim)
+
 def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
                    labels:Tensor|None, # (n,) or None
                    stats:LatentStats,  # of the latents
@@ -87,8 +93,7 @@ def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
     """Stage two: a `UNet` on standardised latents. Returns what `fit` does.
     Labels are hidden with probability `label_dropout`."""
     torch.manual_seed(seed_for(seed, 'denoiser'))
-    unet = UNet(latents.shape[1], recipe.widths, recipe.blocks, num_classes,
-                recipe.emb_dim)
+    unet = _unet_of(recipe, latents.shape[1], num_classes)
     unet.trained_on = stats.fingerprint
     device, schedule = default_device(), Schedule(recipe.schedule)
     def loss(model, i):
@@ -100,7 +105,8 @@ def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
         return diffusion_loss(model, z, y, schedule, recipe.prediction_type)
     return fit(unet, loss, len(latents), recipe.batch, recipe.lr, seed=seed,
                stage='denoiser', ema_decay=recipe.ema_decay, guide_at=recipe.guide_at,
-               accumulate=recipe.accumulate, **budget)
+               accumulate=recipe.accumulate, same=dict(latents=stats.fingerprint),
+               **budget)
 
 # %% ../nbs/05_training.ipynb #6e5c045b
 class LatentDiffusion(nn.Module):
@@ -112,7 +118,8 @@ class LatentDiffusion(nn.Module):
                  image_size=(28, 28), # the data's own; encode pads, decode crops
                  classes=(),          # their names
                  card=None,           # what the training run was
-                 guide:UNet|None=None): # a weaker denoiser, for autoguidance
+                 guide:UNet|None=None, # a weaker denoiser, for autoguidance
+                 seen=None):          # hashes (n,) of the images it was trained on
         super().__init__()
         _check_parts(autoencoder, stats, [denoiser, ema] + ([guide] if guide else []))
         self.autoencoder, self.stats = autoencoder.eval(), stats
@@ -121,6 +128,7 @@ class LatentDiffusion(nn.Module):
         self.schedule, self.prediction_type = Schedule(schedule), prediction_type
         self.image_size, self.classes = tuple(image_size), tuple(classes)
         self.card = card or {}
+        self.seen = None if seen is None else torch.as_tensor(seen)
         # one layout, so that a loaded model repeats a trained one bit for bit
         self.to(memory_format=torch.channels_last)
 
@@ -128,29 +136,36 @@ class LatentDiffusion(nn.Module):
     def device(self):
         "The device that the weights are on."
         return next(self.parameters()).device
+    def trained_on(self, data:ImageData)->Tensor|None: # (len(data),), bool
+        "Which images it was trained on; None if it does not know (an older model)."
+        return None if self.seen is None else torch.isin(data.hashes(), self.seen)
 
 # %% ../nbs/05_training.ipynb #bfeae2aa
 @patch
 def sample(self:LatentDiffusion,
            n=16,
-           labels=None,      # a number, or (n,) numbers; by default the classes in turn
+           labels=None,      # a class or n of them: names, or positions from 0;
+                             # by default each as often as in the training data
            guidance=None,    # 0: ignore labels; 1: follow them; more: exaggerate them
            steps=15,         # of the sampler
            seed=0,
            eta=0.,           # 0: deterministic; 1: ancestral
            progress=False,   # show a bar
-           batch_size=250,
+           batch_size=None,  # that of batch_for by default
            autoguidance=None # more than 1: away from the guide; by default 3
           )->Tensor:         # (n, c, h, w) in [-1, 1]
-    "Draw `n` images. The same seed gives the same images on one device."
-    from tqdm import tqdm
-    if n < 1 or steps < 1:
-        raise InputError(f'n is {n} and steps {steps}: both must be 1 or more')
+    """Draw `n` images. The same seed gives the same images on one device.
+    `InputError` names what cannot be used."""
+    n, steps = whole('n', n), whole('steps', steps)
+    eta = _number('eta', eta, 0, 1)
+    if batch_size is None:
+        batch_size = batch_for(*self.image_size)
+    batch_size = whole('batch_size', batch_size)
     labels = self._labels(n, labels)
     guidance, autoguidance = self.guidances(guidance, autoguidance)
     noise = torch.randn(n, *self._latent_shape, generator=generator(seed, 'sample'))
     out, hidden = [], {} if progress else dict(disable=True)
-    with tqdm(total=n*steps, desc='sampling', leave=False, **hidden) as bar:
+    with progress_bar(total=n*steps, desc='sampling', leave=False, **hidden) as bar:
         for first in range(0, n, batch_size):
             batch = slice(first, first + batch_size)
             x = noise[batch].to(self.device)
@@ -178,6 +193,41 @@ def paired(a:dict, b:dict # {seed: figure} of two settings; what they share coun
 def verdict(mean, half)->str:
     "Of a difference and its half-width: lower, higher, or not told apart (from zero)."
     return 'lower' if mean < -half else 'higher' if mean > half else 'not told apart'
+
+# %% ../nbs/05_training.ipynb #c030df22
+def kept_for_backward(net, step # function of the net: a forward pass
+                     )->float:  # MB
+    "What the forward pass of a copy of `net` keeps until its backward pass."
+    model, sizes = copy.deepcopy(net).train().requires_grad_(), {}
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    def keep(t):
+        sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+        step(model)
+    return sum(v for k, v in sizes.items() if k not in weights)/1e6
+
+def memory_needed(data:ImageData, recipe:Recipe)->dict: # bytes
+    """An estimate of what training takes beside `data`: images, latents, networks.
+
+    That is the padded copy; the latents and what their statistics copy; weights,
+    gradients, moments, averages, checkpoint and activations of the hungrier stage."""
+    side = recipe.f*2**(len(recipe.widths) - 1)
+    n, c, h, w = data.levels.shape
+    H, W = (-(-s//side)*side for s in (h, w))
+    vae = _vae_of(recipe, c)
+    unet = _unet_of(recipe, recipe.latent_channels, len(data.classes))
+    x, l = torch.zeros(1, c, 2*side, 2*side), 2*side//recipe.f # one small image
+    z = torch.zeros(1, recipe.latent_channels, l, l)
+    y = torch.zeros(1, dtype=torch.long) if data.classes else None
+    kept = (recipe.ae_batch*kept_for_backward(vae, lambda m: vae_loss(m, x)),
+            recipe.batch*kept_for_backward(unet, lambda m: diffusion_loss(m, z, y)))
+    scale = 1.5e6*H*W/(4*side*side)/recipe.accumulate
+    weights = [sum(p.nbytes for p in net.parameters()) for net in (vae, unet)]
+    latents = 4*n*recipe.latent_channels*H*W//recipe.f**2
+    one, two = 8*weights[0] + scale*kept[0], 12*weights[1] + scale*kept[1]
+    return dict(images=n*c*H*W*((h, w) != (H, W)), latents=3*latents,
+                networks=int(max(one, two + weights[0])))
 
 # %% ../nbs/05_training.ipynb #5ab0ced8
 def _check_parts(autoencoder, stats, denoisers):
@@ -221,14 +271,18 @@ def _multiple(self:LatentDiffusion): return self.autoencoder.f*2**self.ema.shrin
 @patch
 @torch.no_grad()
 def encode(self:LatentDiffusion,
-           images:Tensor # (n, c, h, w)
+           images:Tensor # (n, c, h, w), floats in [-1, 1] or uint8 levels
           )->Tensor:     # standardised latents (n, c, h/f, w/f)
     "Images of the model's own size -> standardised latents."
-    if tuple(images.shape[-2:]) != self.image_size:
+    shape, channels = tuple(images.shape), self.autoencoder.image_channels
+    if len(shape) != 4 or shape[1] != channels:
+        raise InputError(f'images are {shape}: expected (n, {channels}, h, w), '
+                         f'this model was trained on {channels} channel(s)')
+    if shape[2:] != self.image_size:
         raise InputError(
-            f'images are {images.shape[-2]} x {images.shape[-1]}, this model was '
+            f'images are {shape[2]} x {shape[3]}, this model was '
             f'trained on {self.image_size[0]} x {self.image_size[1]}: resize them')
-    padded = pad_images(images.to(self.device), self._multiple)
+    padded = as_floats(pad_images(images.to(self.device), self._multiple))
     return self.stats.normalize(self.autoencoder.encode(padded))
 
 @patch
@@ -241,10 +295,11 @@ def decode(self:LatentDiffusion,
     return crop_images(padded.clamp(-1, 1).cpu(), self.image_size)
 
 @patch
-def reconstruct(self:LatentDiffusion, images:Tensor, batch_size=250
-               )->Tensor: # like images
-    "Images through encoder and decoder."
-    return torch.cat([self.decode(self.encode(b)) for b in images.split(batch_size)])
+def reconstruct(self:LatentDiffusion, images:Tensor, batch_size=None
+               )->Tensor: # (n, c, h, w) in [-1, 1]
+    "Images (n, c, h, w), floats or levels, through encoder and decoder."
+    batches = images.split(batch_size or batch_for(*self.image_size))
+    return torch.cat([self.decode(self.encode(batch)) for batch in batches])
 
 # %% ../nbs/05_training.ipynb #0f41238d
 @patch(as_prop=True)
@@ -273,20 +328,65 @@ def __repr__(self:LatentDiffusion):
               or 'unknown')
     return '\n'.join(['LatentDiffusion'] + [f'  {k:<12}{v}' for k, v in rows.items()])
 
-# %% ../nbs/05_training.ipynb #5f189fcf
+# %% ../nbs/05_training.ipynb #7a698de3
 @patch
-def _labels(self:LatentDiffusion, n, labels): # (n,) or None
-    k = self.ema.num_classes
-    if labels is None: return torch.arange(n) % k if k else None
+def _label(self:LatentDiffusion, given)->int:
+    "The position of a class, given as its name or its position (also as text)."
+    names, k = self.classes, self.ema.num_classes
+    if isinstance(given, str) and given in names:
+        return names.index(given)
+    text = str(given)
+    moved = [v for i, v in enumerate(names) if v.isdecimal() and v != str(i)]
+    if moved and text.isdecimal():
+        raise InputError(
+            f'label is {given!r}: the classes are numbers, but not their positions '
+            f"({listed(names)}): give a class's name as text, such as {moved[0]!r}, "
+            'or a tensor of positions')
+    if not text.isdecimal() or int(text) >= k:
+        raise InputError(f'label is {given!r}: expected a class ({listed(names)}), '
+                         f'or its position, from 0 to {k - 1}')
+    return int(text)
+
+@patch
+def _labels(self:LatentDiffusion, n, labels): # (n,) positions, or None
+    "What `sample` makes of its labels: for text, numbers, lists, arrays, tensors."
+    k, known = self.ema.num_classes, self.card.get('class_counts') or []
+    if labels is None and k:
+        return proportional_labels(known if len(known) == k else [1]*k, n)
+    if labels is None:
+        return None
     if not k:
         raise InputError('this model was trained without labels: leave labels out')
-    given = torch.as_tensor(labels)
+    if isinstance(labels, (Tensor, np.ndarray)):
+        given = _positions(labels, k)
+    elif isinstance(labels, str) or not hasattr(labels, '__iter__'):
+        given = torch.tensor(self._label(labels))
+    else:
+        given = torch.tensor([self._label(each) for each in labels], dtype=torch.long)
     labels = given.expand(n) if given.ndim == 0 else given
-    if labels.shape != (n,) or labels.min() < 0 or labels.max() >= k:
-        raise InputError(
-            f'labels are {labels.tolist()[:8]}: expected one number or {n} of them, '
-            f'from 0 to {k - 1} ({", ".join(self.classes)})')
+    if labels.shape != (n,):
+        raise InputError(f'{tuple(labels.shape)} labels for n = {n}: give one, or n')
     return labels
+
+# %% ../nbs/05_training.ipynb #5f189fcf
+def _number(name, value, least=-math.inf, most=math.inf)->float:
+    "`value` as a float. `InputError` names it if it is not finite, or out of range."
+    try:
+        number = math.nan if isinstance(value, (bool, str)) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = math.nan
+    if not (math.isfinite(number) and least <= number <= most):
+        within = f' from {least:g} to {most:g}' if least > -math.inf else ''
+        raise InputError(f'{name} is {value!r}: expected a finite number{within}')
+    return number
+
+def _positions(labels, k)->Tensor: # int64
+    "A tensor or array of positions of classes. `InputError` unless it is that."
+    given = np.asarray(labels.cpu() if isinstance(labels, Tensor) else labels)
+    if given.dtype.kind not in 'iu' or (given < 0).any() or (given >= k).any():
+        raise InputError(f'labels are {given.dtype} {listed(given.flatten(), 8)}: '
+                         f'expected whole numbers from 0 to {k - 1}')
+    return torch.from_numpy(given.astype(np.int64))
 
 @patch
 def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
@@ -296,8 +396,9 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
     If one is, it is off (1)."""
     if guidance is None and autoguidance is None:
         return (1., 3.) if self.guide else (2., 1.)
-    guidance = 1. if guidance is None else float(guidance)
-    autoguidance = 1. if autoguidance is None else float(autoguidance)
+    guidance = 1. if guidance is None else _number('guidance', guidance)
+    autoguidance = (1. if autoguidance is None
+                    else _number('autoguidance', autoguidance))
     if autoguidance != 1 and not self.guide:
         raise InputError(
             'this model has no guide (its stage two was too short, or is older than '
@@ -320,6 +421,8 @@ def _write_model(self, folder, nets):
         made = dict(config=net.config, trained_on=getattr(net, 'trained_on', None))
         save_tensors(folder/f'{name}.safetensors', net.state_dict(), made)
     write_json(folder/'card.json', self.card)
+    if self.seen is not None:
+        save_tensors(folder/'seen.safetensors', dict(seen=self.seen))
     files = {p.name: _sha256(p.read_bytes()) for p in sorted(folder.iterdir())}
     config = dict(
         format=FORMAT, ldm_nb=ldm_nb.__version__, schedule=self.schedule.name,
@@ -360,8 +463,15 @@ def _find_model(name):
     """The folder that `name` means.
     A folder, a shipped model, or one on the Hugging Face Hub (downloaded)."""
     path, shipped = Path(name), PACKAGE/'weights'/str(name)
-    for folder in (path, path/'model', shipped): # path/model: of the folder of a run
+    for folder in (path, path/'model'): # path/model: of the folder of a run
         if (folder/'config.json').is_file(): return folder
+    run = path.parent if path.name == 'model' else path
+    if _run_in(run):
+        raise InputError(
+            f'{run} is a run that is not finished ({_stand(run)}): finish it with '
+            f'resume=True (ldm_train --resume --out {run}), or sample from its newest '
+            'checkpoint with unfinished=True (ldm_sample --unfinished)')
+    if (shipped/'config.json').is_file(): return shipped
     is_hub_id = str(name).count('/') == 1 and not str(name).startswith(('.', '/'))
     if path.exists() or not is_hub_id or path.parent.is_dir():
         names = sorted(p.parent.name for p in PACKAGE.glob('weights/*/config.json'))
@@ -410,9 +520,12 @@ def _load_net(folder, part, kind):
 
 @patch(cls_method=True)
 def from_pretrained(cls:LatentDiffusion,
-                    name # a folder, a shipped model, or owner/name on the Hub
+                    name, # a folder, a shipped model, or owner/name on the Hub
+                    unfinished=False # from a run's newest checkpoints, in its folder
                    )->LatentDiffusion: # on the default device
     "Load a model, wherever it is. `InputError` if anything about it is wrong."
+    if unfinished:
+        return _unfinished(Path(name)).to(default_device())
     folder = _find_model(name)
     config = _read_config(folder)
     def load(part, kind, otherwise=None):
@@ -420,10 +533,12 @@ def from_pretrained(cls:LatentDiffusion,
         return _load_net(folder, part, kind) if there else otherwise
     ema = _load_net(folder, 'ema', UNet)
     denoiser, guide = load('denoiser', UNet, otherwise=ema), load('guide', UNet)
+    has_seen = 'seen.safetensors' in config['files']
+    seen = load_tensors(folder/'seen.safetensors')[0]['seen'] if has_seen else None
     return cls(_load_net(folder, 'autoencoder', VAE), LatentStats(**config['stats']),
                denoiser, ema, config['schedule'], config['prediction_type'],
                config['image_size'], config['classes'], read_json(folder/'card.json'),
-               guide).to(default_device())
+               guide, seen).to(default_device())
 
 @patch
 def push_to_hub(self:LatentDiffusion, repo_id, private=False):
@@ -437,44 +552,112 @@ def push_to_hub(self:LatentDiffusion, repo_id, private=False):
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
         return HfApi().upload_folder(repo_id=repo_id, folder_path=model)
 
+# %% ../nbs/05_training.ipynb #c4e7f5bd
+def _run_in(out):
+    "What the run in this folder is, by its run.json; None if there is none of ours."
+    try:
+        plan = read_json(out/'run.json')
+    except (InputError, OSError):
+        return None
+    ours = isinstance(plan, dict) and {'images', 'recipe', 'seed'} <= plan.keys()
+    return plan if ours else None
+
+def _boxes(out): # the checkpoints of both stages
+    stages = 'autoencoder', 'denoiser'
+    return [Checkpoints(out/'checkpoints'/stage) for stage in stages]
+
+def _budgets(minutes, steps, ae_share): # for both stages, as fit takes them
+    def budget(share):
+        return dict(num_steps=steps, seconds=minutes and 60*minutes*share)
+    return dict(autoencoder=budget(ae_share), denoiser=budget(1 - ae_share))
+
+def _budgets_of(plan): # older ones do not hold them
+    share = plan['recipe']['ae_share']
+    return plan.get('budgets') or _budgets(plan['minutes'], plan['steps'], share)
+
+def _stand(out):
+    "How far an unfinished run is, in words."
+    for box in reversed(_boxes(out)):
+        if box.files():
+            stage, step = box.folder.name, int(box.files()[-1].stem.split('-')[1])
+            budget = _budgets_of(_run_in(out))[stage]
+            asked = (f'of {budget["num_steps"]:,}' if budget['num_steps'] else
+                     f'in a budget of {budget["seconds"]/60:.3g} minutes')
+            return f'{stage}, step {step:,} {asked}'
+    return 'no step is made'
+
 # %% ../nbs/05_training.ipynb #eee6cf71
-def _plan(out, plan, resume):
-    "Write what this run is to out/run.json, or hold it against what is there."
-    if (out/'run.json').exists():
+def _check_same(out, old, plan):
+    "`InputError` if another run is asked for than that in `out`, with what differs."
+    wrong = differences(old, plan, but=set(plan) - {'seed'})
+    if old['images'] != plan['images']:
+        counts = [f'{p["count"]:,}' if 'count' in p else '?' for p in (old, plan)]
+        wrong.append(f'the images are others ({counts[0]} then, {counts[1]} now)')
+    recipe = _as_json(asdict(Recipe())) | old['recipe']
+    wrong += differences(recipe, plan['recipe'], ('lr', 'ae_lr'))
+    if wrong:
+        raise InputError(f'{out} holds another run: {"; ".join(wrong)}. Resume with '
+                         'the same settings, or choose another folder')
+    if old['ldm_nb'] != plan['ldm_nb']:
+        warnings.warn(f'{out} was begun with ldm_nb {old["ldm_nb"]}, and goes on with '
+                      f'{plan["ldm_nb"]}')
+
+def _plan(out, plan, resume)->dict:
+    "Write to out/run.json what this run is, once what is there allows it."
+    old, kept = _run_in(out), (out/'checkpoints').rglob('*.safetensors*')
+    begun = (out/'model').exists() or any(not p.name.endswith('.part') for p in kept)
+    if old and begun:
         if not resume:
             raise InputError(f'{out} already holds a run: continue it with resume '
                              '(ldm_train --resume), or choose another folder')
-        old = read_json(out/'run.json')
-        wrong = [f'{k}: {old.get(k)} then, {plan[k]} now'
-                 for k in plan if old.get(k) != plan[k]]
-        if wrong:
-            raise InputError(f'{out} holds another run ({"; ".join(wrong)}): '
-                             'resume with the same settings')
-    elif out.exists() and any(out.iterdir()):
+        _check_same(out, old, plan)
+        if _boxes(out)[1].files(): # the latents must not move under the denoiser
+            plan['budgets']['autoencoder'] = _budgets_of(old)['autoencoder']
+    elif not old and out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f'{out} is not empty: choose another folder')
-    else:
-        write_json(out/'run.json', plan)
+    write_json(out/'run.json', plan)
+    return plan
 
-def _as_json(d): return json.loads(json.dumps(d))
+# %% ../nbs/05_training.ipynb #33444982
+def _part(tensors, prefix): # of a checkpoint
+    names = [name for name in tensors if name.startswith(prefix)]
+    return {name.removeprefix(prefix): tensors[name] for name in names}
 
-def _card(data, recipe, one, two)->dict:
-    "What a run was, for people: stages by name."
-    stages = dict(autoencoder=one, denoiser=two)
-    def size(net): return sum(p.numel() for p in net.parameters())
-    return dict(
-        data=data.name, images=len(data), recipe=_as_json(asdict(recipe)),
-        steps={k: len(run['losses']) for k, run in stages.items()},
-        seconds={k: round(run['seconds'], 3) for k, run in stages.items()},
-        parameters={k: size(run['model']) for k, run in stages.items()},
-        interrupted=two['interrupted'], device=str(default_device()),
-        threads=torch.get_num_threads(), torch=torch.__version__,
-        ldm_nb=ldm_nb.__version__)
+def _unfinished(out)->LatentDiffusion:
+    "A model of a run's newest checkpoints. `InputError` if stage two has not begun."
+    plan, about = _run_in(out), out/'checkpoints'/'about.safetensors'
+    if not plan:
+        raise InputError(f'{out} is not the folder of a run, as ldm_train writes it: '
+                         'leave out unfinished=True (--unfinished)')
+    if not (_boxes(out)[1].files() and about.is_file()):
+        raise InputError(
+            f'{out} cannot be sampled yet, stage two has not begun ({_stand(out)}): '
+            f'go on with resume=True (ldm_train --resume --out {out})')
+    one, two = (box.load(look=True)[0] for box in _boxes(out))
+    stats = LatentStats(**load_tensors(about)[1]['stats'])
+    recipe = Recipe(**plan['recipe'] | dict(widths=tuple(plan['recipe']['widths'])))
+    channels, *side = plan['shape']
+    vae, nets = _vae_of(recipe, channels), {}
+    vae.load_state_dict(_part(one, 'model.'))
+    for name in ('model', 'ema', 'guide'):
+        if weights := _part(two, f'{name}.'):
+            net = _unet_of(recipe, recipe.latent_channels, len(plan['classes']))
+            net.load_state_dict(weights)
+            net.trained_on = stats.fingerprint
+            nets[name] = net.requires_grad_(False)
+    steps = dict(autoencoder=len(one['history.lr']), denoiser=len(two['history.lr']))
+    card = {k: plan[k] for k in ('data', 'class_counts', 'recipe', 'size', 'seed')}
+    card |= dict(images=plan['count'], steps=steps, unfinished=True)
+    vae, seen = vae.requires_grad_(False), load_tensors(about)[0]['seen']
+    return LatentDiffusion(vae, stats, nets['model'], nets['ema'], recipe.schedule,
+                           recipe.prediction_type, side, plan['classes'], card,
+                           nets.get('guide'), seen)
 
 # %% ../nbs/05_training.ipynb #4f41773e
 def cached_latents(autoencoder, images:Tensor,
                    path=None # of the file that keeps them
                   )->Tensor: # (n, c, h/f, w/f)
-    """Latents of all images, computed once.
+    """Latents of all images (floats or levels), computed once.
     The file keeps the fingerprints of both. For other ones they are computed anew."""
     made_of = dict(autoencoder=fingerprint(autoencoder), images=fingerprint(images))
     if path and Path(path).exists():
@@ -490,27 +673,95 @@ def cached_latents(autoencoder, images:Tensor,
         save_tensors(path, kept, made_of | dict(latents=fingerprint(kept)))
     return latents
 
-def _check_budget(minutes, steps):
-    "`InputError` unless one of the two is given, and more than nothing."
-    if (minutes is None) == (steps is None):
-        raise InputError(f'minutes is {minutes} and steps {steps}: give one of the two')
-    budget = steps if minutes is None else minutes
-    if budget <= 0:
-        raise InputError(f'the budget is {budget}: it must be more than nothing')
-
-def _stage_one(images, recipe, seed, out, alone, **budget)->tuple: # run, latents
-    "The trained autoencoder and its latents. `KeyboardInterrupt` if it was stopped."
+def _stage_one(images, data, recipe, seed, out, alone, **budget):
+    "The run, the statistics, the standardised latents. `KeyboardInterrupt` if stopped."
+    kept = out/'checkpoints'
+    budget['checkpoint'] = kept/'autoencoder'
     one = train_autoencoder(images, recipe, seed, **budget)
     if one['interrupted']:
         raise KeyboardInterrupt(
             f'the autoencoder was stopped at step {len(one["losses"])} '
             f'and is kept in {out}: resume=True goes on')
     with alone.main_process_first():
-        cache = out/'checkpoints'/'latents.safetensors'
-        return one, cached_latents(one['model'], images, cache)
+        latents = cached_latents(one['model'], images, kept/'latents.safetensors')
+    stats = latent_stats(one['model'], images, latents)
+    if alone.is_main_process: # for a model made of checkpoints
+        about = dict(seen=data.hashes()), dict(stats=asdict(stats))
+        save_tensors(kept/'about.safetensors', *about)
+    return one, stats, stats.normalize(latents)
+
+# %% ../nbs/05_training.ipynb #60e1ff91
+def _check_memory(data, recipe):
+    "`InputError` if a run needs more memory than there is, by `memory_needed`."
+    import psutil
+    needed, device = memory_needed(data, recipe), default_device()
+    free, of = psutil.virtual_memory().available, 'memory'
+    if device.type == 'cuda':
+        on_gpu, (left, _) = needed.pop('networks'), torch.cuda.mem_get_info(device)
+        if on_gpu > left:
+            needed, free, of = dict(networks=on_gpu), left, 'GPU memory'
+    if sum(needed.values()) > free:
+        parts = ', '.join(f'{k} {v/1e9:.3g}' for k, v in needed.items())
+        raise InputError(
+            f'training needs about {sum(needed.values())/1e9:.3g} GB more of {of} '
+            f'({parts}), and {free/1e9:.3g} GB are available: take smaller images '
+            '(size=, --pixels) or fewer, a smaller recipe (--size), or accumulate')
+
+def _check_budget(minutes, steps):
+    "`InputError` unless one of the two is given, and more than nothing."
+    if (minutes is None) == (steps is None):
+        raise InputError(f'minutes is {minutes} and steps {steps}: give one of the two')
+    if minutes is None:
+        whole('steps', steps)
+    elif _number('minutes', minutes) <= 0:
+        raise InputError(f'minutes is {minutes}: it must be more than nothing')
+
+def _check_run(data, recipe, seed):
+    "`InputError` if a run cannot end well: all that is known before it writes."
+    if not isinstance(data, ImageData):
+        raise InputError(f'data is {data!r}: expected ImageData; load_data makes it '
+                         'of a folder (train, test = load_data(folder))')
+    if not len(data) or (data.labels is not None and not data.classes):
+        raise InputError(f'{data.name} holds {len(data)} images of {len(data.classes)} '
+                         'classes: expected images, and names for all of their labels')
+    if not isinstance(recipe, Recipe):
+        raise InputError(f'recipe is {recipe!r}: expected a Recipe')
+    for name in ('batch', 'ae_batch', 'accumulate'):
+        whole(name, getattr(recipe, name))
+    whole('seed', seed, None)
+    _check_memory(data, recipe)
+
+# %% ../nbs/05_training.ipynb #0d862f46
+def _as_json(d): return json.loads(json.dumps(d))
+
+def _card(plan, one, two)->dict:
+    "What a run was, for people: stages by name."
+    stages = dict(autoencoder=one, denoiser=two)
+    def size(net): return sum(p.numel() for p in net.parameters())
+    return dict(
+        data=plan['data'], images=plan['count'], class_counts=plan['class_counts'],
+        recipe=plan['recipe'],
+        steps={k: len(run['losses']) for k, run in stages.items()},
+        seconds={k: round(run['seconds'], 3) for k, run in stages.items()},
+        parameters={k: size(run['model']) for k, run in stages.items()},
+        interrupted=two['interrupted'], device=str(default_device()),
+        threads=torch.get_num_threads(), torch=torch.__version__,
+        ldm_nb=ldm_nb.__version__, size=plan['size'], minutes=plan['minutes'],
+        seed=plan['seed'], processes=get_accelerator().num_processes)
+
+def _agreed(alone, out, data, resume, plan)->dict:
+    "The plan, as the first process wrote it to out/run.json, in all processes."
+    from accelerate.utils import broadcast_object_list
+    classes = data.classes if data.labels is not None else ()
+    plan = _as_json(plan | dict(
+        data=data.name, images=data.fingerprint(), count=len(data),
+        shape=list(data.levels.shape[1:]), classes=classes, class_counts=data.counts,
+        ldm_nb=ldm_nb.__version__))
+    plans = [_plan(out, plan, resume) if alone.is_main_process else None]
+    return broadcast_object_list(plans)[0]
 
 # %% ../nbs/05_training.ipynb #28fd21fc
-def train_latent_diffusion(data:ImageData,
+def train_latent_diffusion(data:ImageData,          # not its folder: see load_data
                            out,                     # a new folder, or a run's to resume
                            minutes:float|None=None, # budget of both stages together
                            steps:int|None=None,     # or steps of each stage
@@ -518,32 +769,31 @@ def train_latent_diffusion(data:ImageData,
                            seed=0, resume=False,
                            recipe:Recipe|None=None  # instead of that of size
                           )->tuple:                 # (LatentDiffusion, {stage: losses})
-    "Train both stages on `data` and save the model to out/model."
+    """Train both stages on `data` and save the model to out/model.
+
+    Resumed, a run goes on with what it is given, finished or not: more steps or
+    minutes, another `lr` or `ae_lr`; anything else that differs is an `InputError`.
+    Once stage two has begun, stage one stays as it is: only stage two gets the new
+    budget. With fewer steps than are made, it ends at once."""
     _check_budget(minutes, steps)
     out, size, alone = Path(out), size or default_size(), get_accelerator()
     if size not in SIZES:
         raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
     recipe = recipe or RECIPES[size]
-    plan = dict(data=data.name, images=data.fingerprint(), recipe=asdict(recipe),
-                size=size, minutes=minutes, steps=steps, seed=seed,
-                ldm_nb=ldm_nb.__version__)
-    if alone.is_main_process:
-        _plan(out, _as_json(plan), resume)
-    def budget(stage, share):
-        return dict(num_steps=steps, seconds=minutes and 60*minutes*share,
-                    checkpoint=out/'checkpoints'/stage)
-    images = pad_images(data.images, recipe.f*2**(len(recipe.widths) - 1))
-    one, latents = _stage_one(images, recipe, seed, out, alone,
-                              **budget('autoencoder', recipe.ae_share))
-    stats = latent_stats(one['model'], images, latents)
-    two = train_denoiser(stats.normalize(latents), data.labels, stats, recipe,
-                         len(data.classes), seed,
-                         **budget('denoiser', 1 - recipe.ae_share))
-    card = _card(data, recipe, one, two) | dict(
-        size=size, minutes=minutes, seed=seed, processes=alone.num_processes)
+    _check_run(data, recipe, seed)
+    plan = _agreed(alone, out, data, resume, dict(
+        recipe=asdict(recipe), size=size, minutes=minutes, steps=steps, seed=seed,
+        budgets=_budgets(minutes, steps, recipe.ae_share)))
+    images = pad_images(data.levels, recipe.f*2**(len(recipe.widths) - 1))
+    one, stats, latents = _stage_one(images, data, recipe, seed, out, alone,
+                                     **plan['budgets']['autoencoder'])
+    two = train_denoiser(latents, data.labels, stats, recipe, len(plan['classes']),
+                         seed, checkpoint=out/'checkpoints'/'denoiser',
+                         **plan['budgets']['denoiser'])
     ldm = LatentDiffusion(one['model'], stats, two['model'], two['ema'],
                           recipe.schedule, recipe.prediction_type,
-                          data.images.shape[-2:], data.classes, card, two['guide'])
+                          data.levels.shape[-2:], plan['classes'],
+                          _card(plan, one, two), two['guide'], data.hashes())
     if alone.is_main_process:
         ldm.save_pretrained(out/'model', overwrite=resume)
     return ldm, dict(autoencoder=one['losses'], denoiser=two['losses'])

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kl_divergence', 'reparameterize', 'VAE', 'vae_loss', 'nearest_code', 'VectorQuantizer', 'VQVAE', 'vq_loss',
-           'LatentStats', 'encode_all', 'latent_stats', 'load_autoencoder']
+           'LatentStats', 'batch_for', 'encode_all', 'latent_stats', 'load_autoencoder']
 
 # %% ../nbs/02_vae.ipynb #9090f47c
 from dataclasses import dataclass
@@ -187,23 +187,29 @@ class LatentStats:
                 f'encoder {self.encoder[:6]}..., data {self.data[:6]}...')
 
 # %% ../nbs/02_vae.ipynb #71fd7963
+def batch_for(height:int, width:int)->int:
+    "How many images are encoded or decoded at once: 250, fewer above 64 x 64 pixels."
+    return max(min(250, 250*64*64//(height*width)), 1)
+
 @torch.no_grad()
-def encode_all(autoencoder, images:Tensor, # (n, c, h, w)
-               batch_size=250
+def encode_all(autoencoder, images:Tensor, # (n, c, h, w), floats or uint8 levels
+               batch_size:int|None=None    # that of batch_for by default
               )->Tensor:                   # (n, latent_channels, h/f, w/f), on the CPU
     "Latents of all images, made on the autoencoder's device a batch at a time."
     device = next(autoencoder.parameters()).device
-    return torch.cat([autoencoder.encode(batch.to(device)).cpu()
-                      for batch in images.split(batch_size)])
+    batches = images.split(batch_size or batch_for(*images.shape[-2:]))
+    return torch.cat([autoencoder.encode(as_floats(batch.to(device))).cpu()
+                      for batch in batches])
 
 # %% ../nbs/02_vae.ipynb #a73deabe
-def latent_stats(autoencoder, images:Tensor, # (n, c, h, w)
+def latent_stats(autoencoder, images:Tensor, # (n, c, h, w), floats or uint8 levels
                  latents:Tensor|None=None    # of the images, if they are there already
                 )->LatentStats:
     """Measure `LatentStats` over all `images`.
     `InputError` for a constant channel. Collapse shows in nats a channel."""
     z = encode_all(autoencoder, images) if latents is None else latents
-    z = z.double().transpose(0, 1).flatten(1)                        # (c, n*h*w)
+    by_channel = dict(dtype=torch.double, memory_format=torch.contiguous_format)
+    z = z.transpose(0, 1).to(**by_channel).flatten(1) # (c, n*h*w), the only copy
     std = z.std(1)
     if not (std > 1e-6).all():
         raise InputError(f'latent channels have standard deviations {std.tolist()}: '

@@ -51,7 +51,7 @@ def test_refusals():
     def changed(**kwargs): return dataclasses.replace(fashion_mnist('test'), **kwargs)
     assert labelled_images(changed()).shape == (2000, 1, 32, 32)
     fails(lambda: labelled_images(changed(classes=(), labels=None)), contains='have none')
-    fails(lambda: labelled_images(changed(images=torch.zeros(2000, 1, 64, 64))), contains='64 x 64')
+    fails(lambda: labelled_images(changed(levels=torch.zeros(2000, 1, 64, 64))), contains='64 x 64')
     fails(lambda: train_pixels(fashion_mnist(), 1., net='vit'), contains='choose unet or patches')
 
 

@@ -59,7 +59,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
     assert len({str(d) for d in deaths}) > 10 and 'denoiser' in deaths[-1], deaths
     server.start(tmp_path/'killed'); assert server.status() == 0; server.close()
     whole, killed = files(tmp_path/'whole'), files(tmp_path/'killed')
-    assert set(whole) == {'autoencoder.safetensors', 'denoiser.safetensors', 'ema.safetensors', 'guide.safetensors'} == set(killed)
+    assert set(whole) == {f'{part}.safetensors' for part in ('autoencoder', 'denoiser', 'ema', 'guide', 'seen')} == set(killed)
     for name in whole:
         for k in whole[name]: assert whole[name][k].equal(killed[name][k]), (name, k)
     assert not list((tmp_path/'killed').rglob('*.damaged')) and not list((tmp_path/'killed').rglob('.*.part'))
@@ -103,7 +103,7 @@ def test_a_flipped_bit_is_noticed(tmp_path):
 def test_foreign_files_are_refused_and_stay(tmp_path):
     with pytest.raises(RuntimeError): train(tmp_path, callback=stop_at(7))
     before = {p: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(InputError, match='belongs to another run .*seed: 0 then, 1 now'): train(tmp_path, seed=1)
+    with pytest.raises(InputError, match=r'belongs to another run \(seed 0 then, 1 now\)'): train(tmp_path, seed=1)
     torch.manual_seed(0)
     with pytest.raises(InputError, match='does not fit this model'): train(tmp_path, net=nn.Sequential(nn.Linear(5, 9), nn.Tanh(), nn.Linear(9, 1)))
     assert {p: p.read_bytes() for p in tmp_path.iterdir()} == before
@@ -256,11 +256,16 @@ def test_after_a_nan_the_same_model_can_be_trained():
 
 
 @pytest.mark.parametrize('method', ['naive', 'aligned'])
-def test_nan_in_joint_fine_tuning_is_explained(method):
+def test_nan_in_joint_fine_tuning_is_explained(method, monkeypatch):
+    import ldm_nb.joint as joint
     from ldm_nb.autoencoder import Classifier
-    from ldm_nb.joint import CutFeatures, finetune
-    data = fashion_mnist()[:8]; data.images[3, 0, 4, 4] = float('nan')
-    with pytest.raises(InputError, match=r'examples \[3\] alone'): finetune(t.LatentDiffusion.from_pretrained('fashion'), data, method, CutFeatures(Classifier()), batch_size=8, num_steps=2)
+    data, floats = fashion_mnist()[:8], joint.as_floats
+    def spoiled(images): # levels cannot hold a NaN: it comes on the way to the network
+        fourth = (images[..., 2:-2, 2:-2] == data.levels[3]).all((1, 2, 3))
+        return floats(images).masked_fill(fourth.view(-1, 1, 1, 1), float('nan'))
+    monkeypatch.setattr(joint, 'as_floats', spoiled)
+    shipped, cut = t.LatentDiffusion.from_pretrained('fashion'), joint.CutFeatures(Classifier())
+    with pytest.raises(InputError, match=r'examples \[3\] alone'): joint.finetune(shipped, data, method, cut, batch_size=8, num_steps=2)
 
 
 def test_ctrl_c_in_stage_two_of_a_notebook_gives_a_model(tmp_path, monkeypatch):
