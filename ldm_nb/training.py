@@ -328,7 +328,7 @@ def __repr__(self:LatentDiffusion):
               or 'unknown')
     return '\n'.join(['LatentDiffusion'] + [f'  {k:<12}{v}' for k, v in rows.items()])
 
-# %% ../nbs/05_training.ipynb #7a698de3
+# %% ../nbs/05_training.ipynb #1898c869
 @patch
 def _label(self:LatentDiffusion, given)->int:
     "The position of a class, given as its name or its position (also as text)."
@@ -552,7 +552,7 @@ def push_to_hub(self:LatentDiffusion, repo_id, private=False):
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
         return HfApi().upload_folder(repo_id=repo_id, folder_path=model)
 
-# %% ../nbs/05_training.ipynb #c4e7f5bd
+# %% ../nbs/05_training.ipynb #75da29d9
 def _run_in(out):
     "What the run in this folder is, by its run.json; None if there is none of ours."
     try:
@@ -618,7 +618,7 @@ def _plan(out, plan, resume)->dict:
     write_json(out/'run.json', plan)
     return plan
 
-# %% ../nbs/05_training.ipynb #33444982
+# %% ../nbs/05_training.ipynb #46339992
 def _part(tensors, prefix): # of a checkpoint
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors[name] for name in names}
@@ -690,7 +690,7 @@ def _stage_one(images, data, recipe, seed, out, alone, **budget):
         save_tensors(kept/'about.safetensors', *about)
     return one, stats, stats.normalize(latents)
 
-# %% ../nbs/05_training.ipynb #60e1ff91
+# %% ../nbs/05_training.ipynb #f5056bdf
 def _check_memory(data, recipe):
     "`InputError` if a run needs more memory than there is, by `memory_needed`."
     import psutil
@@ -711,10 +711,10 @@ def _check_budget(minutes, steps):
     "`InputError` unless one of the two is given, and more than nothing."
     if (minutes is None) == (steps is None):
         raise InputError(f'minutes is {minutes} and steps {steps}: give one of the two')
-    if minutes is None:
-        whole('steps', steps)
-    elif _number('minutes', minutes) <= 0:
-        raise InputError(f'minutes is {minutes}: it must be more than nothing')
+    budget = (whole('steps', steps, None) if minutes is None
+              else _number('minutes', minutes))
+    if budget <= 0:
+        raise InputError(f'the budget is {budget}: it must be more than nothing')
 
 def _check_run(data, recipe, seed):
     "`InputError` if a run cannot end well: all that is known before it writes."
@@ -731,7 +731,7 @@ def _check_run(data, recipe, seed):
     whole('seed', seed, None)
     _check_memory(data, recipe)
 
-# %% ../nbs/05_training.ipynb #0d862f46
+# %% ../nbs/05_training.ipynb #a5169e75
 def _as_json(d): return json.loads(json.dumps(d))
 
 def _card(plan, one, two)->dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['kl_divergence', 'reparameterize', 'VAE', 'vae_loss', 'nearest_code', 'VectorQuantizer', 'VQVAE', 'vq_loss',
-           'LatentStats', 'batch_for', 'encode_all', 'latent_stats', 'load_autoencoder']
+           'LatentStats', 'encode_all', 'batch_for', 'latent_stats', 'load_autoencoder']
 
 # %% ../nbs/02_vae.ipynb #9090f47c
 from dataclasses import dataclass
@@ -187,10 +187,6 @@ class LatentStats:
                 f'encoder {self.encoder[:6]}..., data {self.data[:6]}...')
 
 # %% ../nbs/02_vae.ipynb #71fd7963
-def batch_for(height:int, width:int)->int:
-    "How many images are encoded or decoded at once: 250, fewer above 64 x 64 pixels."
-    return max(min(250, 250*64*64//(height*width)), 1)
-
 @torch.no_grad()
 def encode_all(autoencoder, images:Tensor, # (n, c, h, w), floats or uint8 levels
                batch_size:int|None=None    # that of batch_for by default
@@ -202,6 +198,10 @@ def encode_all(autoencoder, images:Tensor, # (n, c, h, w), floats or uint8 level
                       for batch in batches])
 
 # %% ../nbs/02_vae.ipynb #a73deabe
+def batch_for(height:int, width:int)->int:
+    "How many images are encoded or decoded at once: 250, fewer above 64 x 64 pixels."
+    return max(min(250, 250*64*64//(height*width)), 1)
+
 def latent_stats(autoencoder, images:Tensor, # (n, c, h, w), floats or uint8 levels
                  latents:Tensor|None=None    # of the images, if they are there already
                 )->LatentStats:

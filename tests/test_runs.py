@@ -226,7 +226,7 @@ NOTHING_WRITTEN = [ # what is given, what the error says
     (dict(data=SMALL[:0]), 'holds 0 images'),
     (dict(data=ImageData(SMALL.levels, SMALL.labels)), 'names for all of their labels'),
     (dict(steps=2.5), 'steps is 2.5: expected a whole number'),
-    (dict(steps=0), 'steps is 0: it must be 1 or more'),
+    (dict(steps=0), 'the budget is 0: it must be more than nothing'),
     (dict(steps=True), 'steps is True'),
     (dict(steps=None, minutes=float('nan')), 'minutes is nan: expected a finite'),
     (dict(steps=None, minutes=float('inf')), 'minutes is inf: expected a finite'),
