@@ -158,6 +158,7 @@ def sample(self:LatentDiffusion,
     `InputError` names what cannot be used."""
     n, steps = whole('n', n), whole('steps', steps)
     eta = _number('eta', eta, 0, 1)
+    self._check_room(n, steps)
     if batch_size is None:
         batch_size = batch_for(*self.image_size)
     batch_size = whole('batch_size', batch_size)
@@ -307,6 +308,18 @@ def _latent_shape(self:LatentDiffusion): # (c, h/f, w/f)
     m, f = self._multiple, self.autoencoder.f
     return self.autoencoder.latent_channels, *[-(-s//m)*m//f for s in self.image_size]
 
+@patch
+def _check_room(self:LatentDiffusion, n, steps):
+    "`InputError` for more images than memory can hold, or steps beyond all use."
+    import psutil
+    free = psutil.virtual_memory().available
+    needed = 8*n*self.autoencoder.image_channels*math.prod(self.image_size)
+    if needed > free:
+        raise InputError(f'n is {n:,}: so many images need {needed//10**9:,} GB, and '
+                         f'{free/1e9:.3g} GB are available: draw fewer at a time')
+    if steps > 10_000:
+        raise InputError(f'steps is {steps:,}: 10,000 at most, and 15 are usual')
+
 def _size(net): return f'{sum(p.numel() for p in net.parameters()):,}'
 
 @patch
@@ -328,7 +341,7 @@ def __repr__(self:LatentDiffusion):
               or 'unknown')
     return '\n'.join(['LatentDiffusion'] + [f'  {k:<12}{v}' for k, v in rows.items()])
 
-# %% ../nbs/05_training.ipynb #1898c869
+# %% ../nbs/05_training.ipynb #3ce584d4
 @patch
 def _label(self:LatentDiffusion, given)->int:
     "The position of a class, given as its name or its position (also as text)."
@@ -552,7 +565,7 @@ def push_to_hub(self:LatentDiffusion, repo_id, private=False):
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
         return HfApi().upload_folder(repo_id=repo_id, folder_path=model)
 
-# %% ../nbs/05_training.ipynb #75da29d9
+# %% ../nbs/05_training.ipynb #c411ccfe
 def _run_in(out):
     "What the run in this folder is, by its run.json; None if there is none of ours."
     try:
@@ -618,7 +631,7 @@ def _plan(out, plan, resume)->dict:
     write_json(out/'run.json', plan)
     return plan
 
-# %% ../nbs/05_training.ipynb #46339992
+# %% ../nbs/05_training.ipynb #7b21e705
 def _part(tensors, prefix): # of a checkpoint
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors[name] for name in names}
@@ -690,7 +703,7 @@ def _stage_one(images, data, recipe, seed, out, alone, **budget):
         save_tensors(kept/'about.safetensors', *about)
     return one, stats, stats.normalize(latents)
 
-# %% ../nbs/05_training.ipynb #f5056bdf
+# %% ../nbs/05_training.ipynb #cfe0347b
 def _check_memory(data, recipe):
     "`InputError` if a run needs more memory than there is, by `memory_needed`."
     import psutil
@@ -731,7 +744,7 @@ def _check_run(data, recipe, seed):
     whole('seed', seed, None)
     _check_memory(data, recipe)
 
-# %% ../nbs/05_training.ipynb #a5169e75
+# %% ../nbs/05_training.ipynb #f2b86ef4
 def _as_json(d): return json.loads(json.dumps(d))
 
 def _card(plan, one, two)->dict:
@@ -767,7 +780,8 @@ def train_latent_diffusion(data:ImageData,          # not its folder: see load_d
                            steps:int|None=None,     # or steps of each stage
                            size:str|None=None,      # whose recipe: smoke, lesson, full
                            seed=0, resume=False,
-                           recipe:Recipe|None=None  # instead of that of size
+                           recipe:Recipe|None=None, # instead of that of size
+                           source:dict|None=None    # noted in run.json, for resume
                           )->tuple:                 # (LatentDiffusion, {stage: losses})
     """Train both stages on `data` and save the model to out/model.
 
@@ -783,7 +797,7 @@ def train_latent_diffusion(data:ImageData,          # not its folder: see load_d
     _check_run(data, recipe, seed)
     plan = _agreed(alone, out, data, resume, dict(
         recipe=asdict(recipe), size=size, minutes=minutes, steps=steps, seed=seed,
-        budgets=_budgets(minutes, steps, recipe.ae_share)))
+        budgets=_budgets(minutes, steps, recipe.ae_share), source=source or {}))
     images = pad_images(data.levels, recipe.f*2**(len(recipe.widths) - 1))
     one, stats, latents = _stage_one(images, data, recipe, seed, out, alone,
                                      **plan['budgets']['autoencoder'])

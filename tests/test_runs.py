@@ -189,7 +189,8 @@ def test_a_run_that_was_killed_before_its_first_step_blocks_nothing(tmp_path):
     killed = subprocess.run([sys.executable, '-c', code], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert read_json(tmp_path/'r'/'run.json')['seed'] == 3
-    ldm, _ = train(tmp_path/'r', seed=4)
+    ldm, _ = train(tmp_path/'r', seed=4, source=dict(data='x'))
+    assert read_json(tmp_path/'r'/'run.json')['source'] == dict(data='x')
     assert ldm.card['seed'] == read_json(tmp_path/'r'/'run.json')['seed'] == 4
     with pytest.raises(InputError, match='already holds a run'):
         train(tmp_path/'r', seed=4)
@@ -479,6 +480,13 @@ def test_sample_names_what_is_wrong(shipped, given):
     name, value = *given, *given.values()
     with pytest.raises(InputError, match=re.escape(f'{name} is {value!r}')):
         shipped.sample(**dict(n=2, steps=1) | given)
+
+
+@pytest.mark.parametrize('given', [dict(n=10**20), dict(n=10**400), dict(steps=10**20)])
+def test_more_than_a_machine_can_hold(shipped, given):
+    words = '10,000 at most' if 'steps' in given else 'GB are available: draw fewer'
+    with pytest.raises(InputError, match=words):
+        shipped.sample(**given)
 
 
 @pytest.mark.parametrize('shape', [(2, 3, 28, 28), (1, 28, 28), (28, 28)])
