@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'FEWEST', 'METRICS', 'sqrt_psd', 'frechet_distance', 'mean_cov', 'feature_stats', 'feature_distance',
            'bootstrap_error', 'frechet_influence', 'frechet_error', 'kid', 'kid_subsets', 'kid_error',
-           'precision_recall', 'density_coverage', 'memorisation', 'inception_score', 'not_measured', 'measure',
+           'precision_recall', 'density_coverage', 'memorisation', 'inception_score', 'cannot_measure', 'measure',
            'metric_name', 'by_class', 'evaluate', 'reconstruction_figures', 'report', 'print_report',
            'frechet_infinity']
 
@@ -189,7 +189,7 @@ def inception_score(logits:Tensor, # (n, classes)
 MOST = 20_000 # images that metrics of pairs look at; they cost the square of it
 FEWEST = 10   # images of a set, or of a class: twice the neighbours of density
 
-def not_measured(n:int,         # images to be judged
+def cannot_measure(n:int,         # images to be judged
                  reference:int, # images that they are compared with
                  real:int       # other real images, for the floor
                 )->list:        # of sentences; empty if nothing is left out
@@ -254,7 +254,7 @@ def metric_name(metric:str, features:str)->str:
 # %% ../nbs/06_evaluation.ipynb #32a1c503
 def _with_floor(values, floor): # {metric: dict(value, error, floor, floor_error)}
     return {k: dict(value=v, error=e, floor=floor[k][0], floor_error=floor[k][1])
-            for k, (v, e) in values.items()}
+            for k, (v, e) in values.items() if k in floor}
 
 def _accuracy(logits, labels): # (value, standard error)
     right = (logits.argmax(1) == labels).double()
@@ -388,7 +388,7 @@ def evaluate(images,              # (n, c, h, w), floats or levels, or batches: 
                   dimensions=x.shape[1], floor_n=len(other), floor_of=real.name,
                   searched_for_copies=searched, seed=seed)
     return result | dict(metrics={k: metrics[k] for k in METRICS if k in metrics},
-                         notes=not_measured(len(x), len(y), len(real)) + notes + more,
+                         notes=cannot_measure(len(x), len(y), len(real)) + notes + more,
                          exact_copies=exact,
                          images_for_shares=min(len(x), len(y), MOST), **classes)
 
@@ -472,15 +472,13 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
     return result, images
 
 # %% ../nbs/06_evaluation.ipynb #c76dad68
-def _text(v, tiny): # of a cell
+def _text(v): # of a cell; figures are of order 1, below 1e-7 is rounding
     if v is None or isinstance(v, str):
         return v or ''
-    return str(v) if isinstance(v, int) else '0' if abs(v) < tiny else f'{v:.4g}'
+    return str(v) if isinstance(v, int) else '0' if abs(v) < 1e-7 else f'{v:.4g}'
 
-def _line(name, *cells): # a row of the printed table; below tiny is rounding
-    sizes = [abs(v) for v in cells if isinstance(v, float) and np.isfinite(v)]
-    tiny = 1e-7*max([1., *sizes])
-    print('  '.join([f'{name:40}', *(f'{_text(v, tiny):>10}' for v in cells)]))
+def _line(name, *cells): # a row of the printed table
+    print('  '.join([f'{name:40}', *(f'{_text(v):>10}' for v in cells)]))
 
 def _columns(metric, e): # value, 95 % interval, floor, and its interval
     error, floor_error = (v and 1.96*v for v in (e['error'], e.get('floor_error')))
@@ -549,6 +547,9 @@ def frechet_infinity(x:Tensor,                # features (n, d)
     """Fréchet distance extrapolated to infinitely many images.
 
     A line against 1/n through subsets from n/4 to n (Chong and Forsyth 2020)."""
+    if len(x) < 4*MIN_IMAGES:
+        raise InputError(f'{len(x)} images: this needs {4*MIN_IMAGES} or more')
+    points = whole('points', points, 2)
     sizes = np.linspace(len(x)/4, len(x), points).round().astype(int)
     rng, values = generator(seed, 'infinity'), []
     for n in sizes:
