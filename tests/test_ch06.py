@@ -77,7 +77,8 @@ def test_copies_are_found_and_errors_say_what_to_do():
     assert memorisation(a[:50], a, b)[0] == pytest.approx(1)
     with pytest.raises(InputError, match='smaller one'): kid_subsets(a[:10], b[:10])
     with pytest.raises(InputError, match='more than 3'): kth_distance(a[:3], 3)
-    with pytest.raises(InputError, match='50 samples'): report(LatentDiffusion.from_pretrained('fashion'), train, test, n=10)
+    with pytest.raises(InputError, match='n is 9: it must be 10 or more'):
+        report(LatentDiffusion.from_pretrained('fashion'), train, test, n=9)
     assert metric_name('frechet_distance', 'inception') == 'FID (lower), inception'
     assert not any('FID' in metric_name(m, f) for m in METRICS for f in FEATURES if f != 'inception')
 

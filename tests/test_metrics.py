@@ -274,4 +274,6 @@ def test_sets_that_do_not_fit_are_refused():
 def test_few_images_give_a_note_not_a_number():
     train, test = fashion_mnist()[:100], fashion_mnist('test')[:400]
     few = evaluate(train.images[:30], test, train)
-    assert few['metrics'] == {} and '50' in few['note']
+    assert 'frechet_distance' not in few['metrics'] and 'need 50 images' in few['notes'][0]
+    fewer = evaluate(train.images[:9], test, train)
+    assert fewer['metrics'] == {} and 'need 10 images' in fewer['notes'][0]
