@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
+from tempfile import TemporaryFile
 import numpy as np
 import torch
 from fastcore.script import anno_parser
@@ -80,9 +81,12 @@ def _check_file(path, ending=''):
     if not path.name.endswith(ending):
         raise InputError(f'{path} must end in {ending}')
     above = next(parent for parent in path.absolute().parents if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise InputError(f'{path} cannot be written: {above} is no folder that one may '
-                         'write to')
+    try:
+        with TemporaryFile(dir=above):
+            pass
+    except OSError as e:
+        raise InputError(f'{path} cannot be written: {above} is no folder that one '
+                         f'may write to ({e.strerror})') from None
 
 def _is_folder(out): return str(out).endswith(('/', os.sep)) or Path(out).is_dir()
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 BIN = Path(sys.executable).parent
 SERVER = '''
-import json, os, runpy, sys, traceback
+import json, os, runpy, signal, sys, traceback
 import accelerate, matplotlib.pyplot, PIL.Image, torch._dynamo, tqdm
 import ldm_nb.commands
 
 def run(job):
     os.chdir(job['cwd'])
     os.environ.update(job['env'])
+    signal.alarm(job['limit'])
     for number, name in enumerate(('stdout', 'stderr'), 1):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT), number)
     sys.argv = job['args']
@@ -60,12 +61,12 @@ def _server():
     return process
 
 
-def shell(*args, cwd=None, env=()):
+def shell(*args, cwd=None, env=(), limit=120): # seconds, after which it is killed
     "What `subprocess.run` would return for this command."
     args = [str(a) for a in args]
     with tempfile.TemporaryDirectory() as d:
         streams = {name: f'{d}/{name}' for name in ('stdout', 'stderr')}
-        job = dict(args=[str(BIN/args[0]), *args[1:]], cwd=str(cwd or Path.cwd()), env=dict(env))
+        job = dict(args=[str(BIN/args[0]), *args[1:]], cwd=str(cwd or Path.cwd()), env=dict(env), limit=limit)
         print(json.dumps(job | streams), file=_server().stdin, flush=True)
         code = int(_server().stdout.readline())
         texts = {k: Path(v).read_text(encoding='utf-8', errors='replace') for k, v in streams.items()}
