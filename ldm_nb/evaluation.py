@@ -432,7 +432,7 @@ def _reconstruction(ldm, train, test, n, features, metrics): # {what: value}
     return result
 
 def _trained_on(ldm, train, test): # as evaluate takes it
-    mine, theirs = map(getattr(ldm, 'trained_on', lambda data: None), (train, test))
+    mine, theirs = ldm.trained_on(train), ldm.trained_on(test)
     older = str(ldm.card.get('data', '')) # all that an older model knows
     if mine is None and not older.startswith('fashion'):
         mine = 'the model does not know which images it was trained on'

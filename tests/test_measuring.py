@@ -170,7 +170,7 @@ def test_a_report_asks_the_model_what_it_was_trained_on(monkeypatch, known, card
     def trained_on(self, data):
         answer = answers[len(data)]
         return None if answer is None else torch.full((len(data),), answer)
-    monkeypatch.setattr(LatentDiffusion, 'trained_on', trained_on, raising=False)
+    monkeypatch.setattr(LatentDiffusion, 'trained_on', trained_on)
     ldm = LatentDiffusion.from_pretrained('fashion')
     ldm.card = dict(data=card, images=400)
     result, _ = report(ldm, train, test, 20, steps=1)
