@@ -461,6 +461,32 @@ def test_an_unfinished_run_is_only_looked_at(tmp_path, monkeypatch):
     assert early.card['steps']['denoiser'] == 2 and contents(out) == before
 
 
+BROKEN = ['', '[]', 'null', '{}', '{"images": 1, "recipe": 1, "seed": 1}', '\xff', 'folder']
+
+
+@pytest.mark.parametrize('content', BROKEN)
+def test_a_broken_run_json_is_no_run(tmp_path, content):
+    if content == 'folder':
+        (tmp_path/'run.json').mkdir()
+    else:
+        (tmp_path/'run.json').write_text(content, encoding='latin-1')
+    for unfinished, words in ((False, 'is not a model'), (True, 'is not the folder of a run')):
+        with pytest.raises(InputError, match=words):
+            LatentDiffusion.from_pretrained(tmp_path, unfinished=unfinished)
+    with pytest.raises(InputError, match='is not empty: choose another folder'):
+        train(tmp_path)
+
+
+def test_a_changed_run_json_is_noticed(tmp_path, monkeypatch):
+    out = stopped(tmp_path/'r', monkeypatch, 'denoiser', 3)
+    plan = read_json(out/'run.json')
+    wide = plan['recipe'] | dict(widths=[8, 16])
+    for changed in (dict(recipe=wide), dict(recipe={}), dict(shape=None), dict(classes=3)):
+        write_json(out/'run.json', plan | changed)
+        with pytest.raises(InputError, match='run.json does not fit the checkpoints'):
+            LatentDiffusion.from_pretrained(out, unfinished=True)
+
+
 def test_unfinished_needs_a_run(tmp_path):
     for name in ('fashion', tmp_path):
         with pytest.raises(InputError, match='is not the folder of a run'):
