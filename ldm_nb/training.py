@@ -211,7 +211,7 @@ def kept_for_backward(net, step # function of the net: a forward pass
 def memory_needed(data:ImageData, recipe:Recipe)->dict: # bytes
     """An estimate of what training takes beside `data`: images, latents, networks.
 
-    That is the padded copy; the latents and what their statistics copy; weights,
+    That is the padded copy; the latents and what writing them copies; weights,
     gradients, moments, averages, checkpoint and activations of the hungrier stage."""
     side = recipe.f*2**(len(recipe.widths) - 1)
     n, c, h, w = data.levels.shape
@@ -227,7 +227,7 @@ def memory_needed(data:ImageData, recipe:Recipe)->dict: # bytes
     weights = [sum(p.nbytes for p in net.parameters()) for net in (vae, unet)]
     latents = 4*n*recipe.latent_channels*H*W//recipe.f**2
     one, two = 8*weights[0] + scale*kept[0], 12*weights[1] + scale*kept[1]
-    return dict(images=n*c*H*W*((h, w) != (H, W)), latents=3*latents,
+    return dict(images=n*c*H*W*((h, w) != (H, W)), latents=5*latents,
                 networks=int(max(one, two + weights[0])))
 
 # %% ../nbs/05_training.ipynb #5ab0ced8
@@ -341,7 +341,7 @@ def __repr__(self:LatentDiffusion):
               or 'unknown')
     return '\n'.join(['LatentDiffusion'] + [f'  {k:<12}{v}' for k, v in rows.items()])
 
-# %% ../nbs/05_training.ipynb #d4ee5546
+# %% ../nbs/05_training.ipynb #c13d8c89
 @patch
 def _label(self:LatentDiffusion, given)->int:
     "The position of a class, given as its name or its position (also as text)."
@@ -565,7 +565,7 @@ def push_to_hub(self:LatentDiffusion, repo_id, private=False):
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
         return HfApi().upload_folder(repo_id=repo_id, folder_path=model)
 
-# %% ../nbs/05_training.ipynb #6424e1fd
+# %% ../nbs/05_training.ipynb #c7a403e2
 def _run_in(out):
     "What the run in this folder is, by its run.json; None if there is none of ours."
     try:
@@ -632,7 +632,7 @@ def _plan(out, plan, resume)->dict:
     write_json(out/'run.json', plan)
     return plan
 
-# %% ../nbs/05_training.ipynb #5ddcc721
+# %% ../nbs/05_training.ipynb #ac0b443a
 def _part(tensors, prefix): # of a checkpoint
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors[name] for name in names}
@@ -712,7 +712,7 @@ def _stage_one(images, data, recipe, seed, out, alone, **budget):
         save_tensors(kept/'about.safetensors', *about)
     return one, stats, stats.normalize(latents)
 
-# %% ../nbs/05_training.ipynb #7e9f183b
+# %% ../nbs/05_training.ipynb #128a432e
 def _check_memory(data, recipe):
     "`InputError` if a run needs more memory than there is, by `memory_needed`."
     import psutil
@@ -753,7 +753,7 @@ def _check_run(data, recipe, seed):
     whole('seed', seed, None)
     _check_memory(data, recipe)
 
-# %% ../nbs/05_training.ipynb #6934a856
+# %% ../nbs/05_training.ipynb #b56c3517
 def _as_json(d): return json.loads(json.dumps(d))
 
 def _card(plan, one, two)->dict:
