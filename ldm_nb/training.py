@@ -211,7 +211,7 @@ def kept_for_backward(net, step # function of the net: a forward pass
 def memory_needed(data:ImageData, recipe:Recipe)->dict: # bytes
     """An estimate of what training takes beside `data`: images, latents, networks.
 
-    That is the padded copy; the latents and what their statistics copy; weights,
+    That is the padded copy; the latents and what writing them copies; weights,
     gradients, moments, averages, checkpoint and activations of the hungrier stage."""
     side = recipe.f*2**(len(recipe.widths) - 1)
     n, c, h, w = data.levels.shape
@@ -227,7 +227,7 @@ def memory_needed(data:ImageData, recipe:Recipe)->dict: # bytes
     weights = [sum(p.nbytes for p in net.parameters()) for net in (vae, unet)]
     latents = 4*n*recipe.latent_channels*H*W//recipe.f**2
     one, two = 8*weights[0] + scale*kept[0], 12*weights[1] + scale*kept[1]
-    return dict(images=n*c*H*W*((h, w) != (H, W)), latents=3*latents,
+    return dict(images=n*c*H*W*((h, w) != (H, W)), latents=5*latents,
                 networks=int(max(one, two + weights[0])))
 
 # %% ../nbs/05_training.ipynb #5ab0ced8
@@ -341,7 +341,7 @@ def __repr__(self:LatentDiffusion):
               or 'unknown')
     return '\n'.join(['LatentDiffusion'] + [f'  {k:<12}{v}' for k, v in rows.items()])
 
-# %% ../nbs/05_training.ipynb #3ce584d4
+# %% ../nbs/05_training.ipynb #c13d8c89
 @patch
 def _label(self:LatentDiffusion, given)->int:
     "The position of a class, given as its name or its position (also as text)."
@@ -565,15 +565,16 @@ def push_to_hub(self:LatentDiffusion, repo_id, private=False):
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
         return HfApi().upload_folder(repo_id=repo_id, folder_path=model)
 
-# %% ../nbs/05_training.ipynb #c411ccfe
+# %% ../nbs/05_training.ipynb #c7a403e2
 def _run_in(out):
     "What the run in this folder is, by its run.json; None if there is none of ours."
     try:
         plan = read_json(out/'run.json')
     except (InputError, OSError):
         return None
-    ours = isinstance(plan, dict) and {'images', 'recipe', 'seed'} <= plan.keys()
-    return plan if ours else None
+    if not isinstance(plan, dict) or not isinstance(plan.get('recipe'), dict):
+        return None
+    return plan if {'images', 'minutes', 'steps', 'seed'} <= plan.keys() else None
 
 def _boxes(out): # the checkpoints of both stages
     stages = 'autoencoder', 'denoiser'
@@ -585,7 +586,7 @@ def _budgets(minutes, steps, ae_share): # for both stages, as fit takes them
     return dict(autoencoder=budget(ae_share), denoiser=budget(1 - ae_share))
 
 def _budgets_of(plan): # older ones do not hold them
-    share = plan['recipe']['ae_share']
+    share = plan['recipe'].get('ae_share', Recipe.ae_share)
     return plan.get('budgets') or _budgets(plan['minutes'], plan['steps'], share)
 
 def _stand(out):
@@ -611,9 +612,9 @@ def _check_same(out, old, plan):
     if wrong:
         raise InputError(f'{out} holds another run: {"; ".join(wrong)}. Resume with '
                          'the same settings, or choose another folder')
-    if old['ldm_nb'] != plan['ldm_nb']:
-        warnings.warn(f'{out} was begun with ldm_nb {old["ldm_nb"]}, and goes on with '
-                      f'{plan["ldm_nb"]}')
+    if old.get('ldm_nb') != plan['ldm_nb']:
+        warnings.warn(f'{out} was begun with ldm_nb {old.get("ldm_nb")}, and goes on '
+                      f'with {plan["ldm_nb"]}')
 
 def _plan(out, plan, resume)->dict:
     "Write to out/run.json what this run is, once what is there allows it."
@@ -631,12 +632,12 @@ def _plan(out, plan, resume)->dict:
     write_json(out/'run.json', plan)
     return plan
 
-# %% ../nbs/05_training.ipynb #7b21e705
+# %% ../nbs/05_training.ipynb #ac0b443a
 def _part(tensors, prefix): # of a checkpoint
     names = [name for name in tensors if name.startswith(prefix)]
     return {name.removeprefix(prefix): tensors[name] for name in names}
 
-def _unfinished(out)->LatentDiffusion:
+def _unfinished(out:Path)->LatentDiffusion:
     "A model of a run's newest checkpoints. `InputError` if stage two has not begun."
     plan, about = _run_in(out), out/'checkpoints'/'about.safetensors'
     if not plan:
@@ -646,7 +647,15 @@ def _unfinished(out)->LatentDiffusion:
         raise InputError(
             f'{out} cannot be sampled yet, stage two has not begun ({_stand(out)}): '
             f'go on with resume=True (ldm_train --resume --out {out})')
-    one, two = (box.load(look=True)[0] for box in _boxes(out))
+    try:
+        return _of_checkpoints(plan, about, *_boxes(out))
+    except (KeyError, TypeError, AttributeError, RuntimeError) as e:
+        problem = str(e).splitlines()[-1].strip()
+        raise InputError(f'{out}/run.json does not fit the checkpoints ({problem}): it '
+                         'was changed, or is of another version') from None
+
+def _of_checkpoints(plan, about, *boxes)->LatentDiffusion:
+    one, two = (box.load(look=True)[0] for box in boxes)
     stats = LatentStats(**load_tensors(about)[1]['stats'])
     recipe = Recipe(**plan['recipe'] | dict(widths=tuple(plan['recipe']['widths'])))
     channels, *side = plan['shape']
@@ -703,7 +712,7 @@ def _stage_one(images, data, recipe, seed, out, alone, **budget):
         save_tensors(kept/'about.safetensors', *about)
     return one, stats, stats.normalize(latents)
 
-# %% ../nbs/05_training.ipynb #cfe0347b
+# %% ../nbs/05_training.ipynb #128a432e
 def _check_memory(data, recipe):
     "`InputError` if a run needs more memory than there is, by `memory_needed`."
     import psutil
@@ -744,7 +753,7 @@ def _check_run(data, recipe, seed):
     whole('seed', seed, None)
     _check_memory(data, recipe)
 
-# %% ../nbs/05_training.ipynb #f2b86ef4
+# %% ../nbs/05_training.ipynb #b56c3517
 def _as_json(d): return json.loads(json.dumps(d))
 
 def _card(plan, one, two)->dict:

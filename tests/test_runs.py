@@ -461,6 +461,32 @@ def test_an_unfinished_run_is_only_looked_at(tmp_path, monkeypatch):
     assert early.card['steps']['denoiser'] == 2 and contents(out) == before
 
 
+BROKEN = ['', '[]', 'null', '{}', '{"images": 1, "recipe": 1, "seed": 1}', '\xff', 'folder']
+
+
+@pytest.mark.parametrize('content', BROKEN)
+def test_a_broken_run_json_is_no_run(tmp_path, content):
+    if content == 'folder':
+        (tmp_path/'run.json').mkdir()
+    else:
+        (tmp_path/'run.json').write_text(content, encoding='latin-1')
+    for unfinished, words in ((False, 'is not a model'), (True, 'is not the folder of a run')):
+        with pytest.raises(InputError, match=words):
+            LatentDiffusion.from_pretrained(tmp_path, unfinished=unfinished)
+    with pytest.raises(InputError, match='is not empty: choose another folder'):
+        train(tmp_path)
+
+
+def test_a_changed_run_json_is_noticed(tmp_path, monkeypatch):
+    out = stopped(tmp_path/'r', monkeypatch, 'denoiser', 3)
+    plan = read_json(out/'run.json')
+    wide = plan['recipe'] | dict(widths=[8, 16])
+    for changed in (dict(recipe=wide), dict(recipe={}), dict(shape=None), dict(classes=3)):
+        write_json(out/'run.json', plan | changed)
+        with pytest.raises(InputError, match='run.json does not fit the checkpoints'):
+            LatentDiffusion.from_pretrained(out, unfinished=True)
+
+
 def test_unfinished_needs_a_run(tmp_path):
     for name in ('fashion', tmp_path):
         with pytest.raises(InputError, match='is not the folder of a run'):
@@ -575,7 +601,7 @@ def photos(n=100, side=30): return ImageData(torch.zeros(n, 3, side, side, dtype
 def test_the_estimate_counts_what_is_known():
     needed = t.memory_needed(photos(), SMOKE)
     assert needed['images'] == 100*3*32*32 # padded to a multiple of eight
-    assert needed['latents'] == 3*100*4*8*8*4 # as floats, and once as doubles
+    assert needed['latents'] == 5*100*4*8*8*4 # as floats, five times while they are written
     assert t.memory_needed(photos(side=32), SMOKE)['images'] == 0
     larger = [t.memory_needed(photos(side=64), SMOKE), t.memory_needed(photos(), RECIPES['full'])]
     assert all(more['networks'] > needed['networks'] for more in larger)
