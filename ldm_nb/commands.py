@@ -61,6 +61,9 @@ def command(func):
             stream.reconfigure(errors='backslashreplace')
         parser, names = anno_parser(func, func.__name__), signature(func).parameters
         given = vars(parser.parse_args([*_typed(sys.argv[1:])]))
+        for name in names:
+            if isinstance(given[name], list): # argparse's answer to --name=--
+                parser.error(f'argument --{name}: expected one argument')
         try:
             func(**{name: given[name] for name in names})
         except (Exception, KeyboardInterrupt) as e:
@@ -357,6 +360,9 @@ def _measure_folder(what, data, features, seed):
     return _measure(what, given.levels, data, train, test, features, seed)
 
 # %% ../nbs/a_commands.ipynb #a1f563bb
+def _is_shipped(name): # by its bare name
+    return name in {p.name for p in (PACKAGE/'weights').iterdir()}
+
 def _measure(what, images, data, train, test, features, seed):
     unknown = None
     if not built_in(data):
@@ -366,7 +372,7 @@ def _measure(what, images, data, train, test, features, seed):
     result = evaluate(images, test, train, None, features, seed=seed, progress=True,
                       trained_on=unknown)
     if not result['metrics']:
-        raise InputError(f'{what}: {"; ".join(result["notes"])}')
+        raise InputError(f'{what}: {result["notes"][0]}')
     return result
 
 # %% ../nbs/a_commands.ipynb #bab6fa79
@@ -391,7 +397,7 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
         _check_file(out, '.json')
     configs = Path(what)/'config.json', Path(what)/'model'/'config.json'
     is_model = any(config.is_file() for config in configs)
-    if not is_model and Path(what).is_dir() and (PACKAGE/'weights'/what).is_dir():
+    if not is_model and Path(what).is_dir() and _is_shipped(what):
         raise InputError(f'{what} is a shipped model, and a folder here: write '
                          f'./{what} for the folder, or go elsewhere for the model')
     if is_model or not (what.endswith('.npy') or Path(what).is_dir()):

@@ -269,6 +269,14 @@ def _put(levels, row, pixels): # a square into its row, with as many channels
     levels[row] = torch.from_numpy(np.moveaxis(pixels, -1, 0).copy())
 
 # %% ../nbs/a_folder.ipynb #19a9acb6
+def _check_room(needed): # bytes
+    import psutil
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise InputError(f'the pictures need {needed/1e9:.3g} GB of memory, and '
+                         f'{free/1e9:.3g} GB are available: take fewer pixels per '
+                         'side (size=, --pixels) or fewer pictures')
+
 def read_squares(files:list, size:int, # pixels per side
                  channels:int|None=None, # 1 or 3; by default 1 only if all are grey
                  title='reading'
@@ -279,6 +287,7 @@ def read_squares(files:list, size:int, # pixels per side
     `deep` holds the squares of more than 8 bits, which are to be scaled.
     """
     rows, failed, deep, n = [], {}, {}, len(files)
+    _check_room(n*(channels or 1)*size**2)
     levels = torch.empty(n, channels or 1, size, size, dtype=torch.uint8)
     bar = progress_bar(files, desc=title, leave=False, disable=n < 500)
     for i, path in enumerate(bar):
