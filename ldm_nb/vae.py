@@ -208,14 +208,13 @@ def latent_stats(autoencoder, images:Tensor, # (n, c, h, w), floats or uint8 lev
     """Measure `LatentStats` over all `images`.
     `InputError` for a constant channel. Collapse shows in nats a channel."""
     z = encode_all(autoencoder, images) if latents is None else latents
-    by_channel = dict(dtype=torch.double, memory_format=torch.contiguous_format)
-    z = z.transpose(0, 1).to(**by_channel).flatten(1) # (c, n*h*w), the only copy
-    std = z.std(1)
-    if not (std > 1e-6).all():
-        raise InputError(f'latent channels have standard deviations {std.tolist()}: '
+    channels = (channel.double() for channel in z.unbind(1)) # (n, h, w), one copied
+    mean, std = zip(*[(v.mean().item(), v.std().item()) for v in channels])
+    if not min(std) > 1e-6:
+        raise InputError(f'latent channels have standard deviations {list(std)}: '
                          'a constant channel cannot be scaled, '
                          'train longer or lower kl_weight')
-    return LatentStats(z.mean(1).tolist(), std.tolist(), len(images),
+    return LatentStats(list(mean), list(std), len(images),
                        fingerprint(autoencoder), fingerprint(images))
 
 # %% ../nbs/02_vae.ipynb #5a3c3157
