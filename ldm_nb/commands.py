@@ -6,7 +6,7 @@
 __all__ = ['command', 'ldm_sample', 'ldm_train', 'ldm_demo', 'ldm_eval', 'train_only']
 
 # %% ../nbs/a_commands.ipynb #65cb8e6e
-import os, shutil, sys, warnings
+import errno, os, shutil, sys, warnings
 from collections import Counter
 from dataclasses import replace
 from inspect import signature
@@ -25,6 +25,10 @@ from .evaluation import *
 
 # %% ../nbs/a_commands.ipynb #b786a146
 def _trouble(error)->tuple: # what to say, exit code
+    full = getattr(error, 'errno', 0) == errno.ENOSPC or 'requested and' in str(error)
+    if isinstance(error, OSError) and full:
+        return (f'the disk is full ({error}): make room; a run goes on with --resume, '
+                'from its newest checkpoint'), 2
     if isinstance(error, (InputError, OSError)):
         return str(error), 2
     if isinstance(error, KeyboardInterrupt):
@@ -95,6 +99,8 @@ def _is_folder(out): return str(out).endswith(('/', os.sep)) or Path(out).is_dir
 
 def _check_out(out):
     "The same for a picture or, if `out` ends in / or is there, for a folder of them."
+    if not str(out).strip():
+        raise InputError(f'out is {out!r}: name a picture, or a new folder and a /')
     if not _is_folder(out):
         picture_format(out)
         return _check_file(out)
@@ -160,11 +166,12 @@ def _train_and_report(out, n=500, lr=None, skip_unreadable=False, resume=False, 
     run = _as_before(out, resume, given)
     recipe = _recipe(run['size'], lr)
     _check_outside(out, run['data'])
+    _check_file(out/'run.json')
     default_device() # complains before anything is read
     train, test = load_data(run['data'], run['pixels'], skip_unreadable=skip_unreadable)
     _print_data(run['data'], train, test)
     for text in cannot_measure(n, len(test), len(train)):
-        print(f'note: {text}')
+        print(f'note: {text}. (More pictures, or a part val/ of your own, would do.)')
     budget = run['minutes'], run['steps'], run['size'], run['seed']
     source = dict(data=_absolute(run['data']), pixels=run['pixels'])
     ldm, losses = train_latent_diffusion(train, out, *budget, resume, recipe, source)
@@ -203,12 +210,21 @@ def _check_outside(out, data):
 # %% ../nbs/a_commands.ipynb #7c45b610
 _BUDGETS = dict(smoke=(None, 20), lesson=(5, None), full=(60, None)) # minutes, steps
 
+def _is_there(data):
+    return data.removeprefix('builtin:') in BUILT_IN or Path(data).is_dir()
+
 def _as_before(out, resume, given):
     "What a run shall be: as given, else as it was if it is resumed, else by default."
     run = dict(data='fashion', pixels=32, minutes=None, steps=None, size=None, seed=0)
-    if resume and (out/'run.json').is_file():
+    if resume and not (out/'run.json').is_file():
+        raise InputError(f'{out} holds no run to go on with: leave out --resume, or '
+                         'give the folder of the run (--out)')
+    if resume:
         old = read_json(out/'run.json')
         run |= {k: v for k, v in (old | old.get('source', {})).items() if k in run}
+        if not given['data'] and not _is_there(run['data']):
+            raise InputError(f'{out} was trained on {run["data"]}, which is gone: give '
+                             'its new place (--data)')
     given = {k: v for k, v in given.items() if v is not None}
     if 'minutes' in given or 'steps' in given: # one of the two
         run |= dict(minutes=None, steps=None)
@@ -316,14 +332,15 @@ def _warn_resized(path, headers, side):
                       f'and resized to {side} x {side} ({others[0].path.name} has '
                       f'{w} x {h}): resizing changes every distance')
 
-def _same_channels(data, wanted, like): # grey ones become RGB, an error for others
+def _same_channels(data, wanted, like, warn=True): # grey becomes RGB; or an error
     given = data.levels.shape[1]
     if given == 3 and wanted == 1:
         raise InputError(f'{data.name} is in colour, {like} is grey: compare like with '
                          'like, or make grey pictures of it')
     if given == 1 and wanted == 3:
-        warnings.warn(f'{data.name} is grey, {like} is in colour: grey is taken as '
-                      'RGB, and the difference counts in every distance')
+        if warn:
+            warnings.warn(f'{data.name} is grey, {like} is in colour: grey is taken as '
+                          'RGB, and the difference counts in every distance')
         return replace(data, levels=data.levels.expand(-1, 3, -1, -1))
     return data
 
@@ -354,9 +371,11 @@ def _measure_folder(what, data, features, seed):
     if not side:
         headers, _ = survey(list_images(what)[0], f'looking at {what}')
         _warn_resized(what, headers, h)
-    given = _same_channels(image_folder(what, h), c, data)
-    train, test = (_same_channels(part, given.levels.shape[1], what)
-                   for part in (train, test))
+    given = image_folder(what, h, value_range=test.value_range)
+    given = _same_channels(given, c, data)
+    wanted = given.levels.shape[1]
+    train = _same_channels(train, wanted, what)
+    test = _same_channels(test, wanted, what, warn=False)
     return _measure(what, given.levels, data, train, test, features, seed)
 
 # %% ../nbs/a_commands.ipynb #a1f563bb
@@ -385,17 +404,20 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              # feature network: classifier, effnet, inception or pixels
              # (default: what suits the data)
              features:str=None,
-             n:int=500, # samples to draw from a model
+             n:int=None, # samples to draw from a model (default 500)
              guidance:float=None, # of those samples
-             steps:int=15, # of the sampler
+             steps:int=None, # of the sampler (default 15)
              seed:int=0, # of those samples, and of the errors
              out:str=None, # also write the figures to this JSON file
              # of samples, too (default 3, or guidance 2 for a model without a guide)
              autoguidance:float=None):
     "Measure a model, or images in files, against held-out real images."
+    if not str(what).strip():
+        raise InputError(f'what is {what!r}: name a model, a folder or an array')
     if out:
         _check_file(out, '.json')
-    configs = Path(what)/'config.json', Path(what)/'model'/'config.json'
+    configs = [Path(what)/name for name in ('config.json', 'model/config.json',
+                                            'run.json')]
     is_model = any(config.is_file() for config in configs)
     if not is_model and Path(what).is_dir() and _is_shipped(what):
         raise InputError(f'{what} is a shipped model, and a folder here: write '
@@ -403,11 +425,18 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
     if is_model or not (what.endswith('.npy') or Path(what).is_dir()):
         ldm = LatentDiffusion.from_pretrained(what)
         channels = ldm.autoencoder.image_channels
-        train, test = (_same_channels(part, channels, what)
-                       for part in load_data(data, max(ldm.image_size)))
+        train, test = load_data(data, max(ldm.image_size),
+                                value_range=ldm.card.get('value_range'))
+        train = _same_channels(train, channels, what)
+        test = _same_channels(test, channels, what, warn=False)
+        n, steps = 500 if n is None else n, 15 if steps is None else steps
         result, _ = report(ldm, train, test, n, features or None, guidance, steps, seed,
                            autoguidance)
     else:
+        dials = dict(n=n, guidance=guidance, steps=steps, autoguidance=autoguidance)
+        if given := [name for name in dials if dials[name] is not None]:
+            raise InputError(f'{listed(given)} are for a model that draws, and {what} '
+                             'holds images: leave them out')
         measure_it = _measure_array if what.endswith('.npy') else _measure_folder
         result = measure_it(what, data, features, seed)
     print_report(result)

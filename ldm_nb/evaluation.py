@@ -260,11 +260,11 @@ def _accuracy(logits, labels): # (value, standard error)
     right = (logits.argmax(1) == labels).double()
     return right.mean().item(), (right.std()/len(right)**.5).item()
 
-def _check_labels(labels, n): # as a tensor (n,), or None
+def _check_labels(labels, n, classes): # as a tensor (n,), or None
     if labels is not None and len(labels) != n:
         raise InputError(f'{len(labels)} labels for {n} images: give one for each, '
                          'or none')
-    return None if labels is None else torch.as_tensor(labels)
+    return None if labels is None else check_labels(labels, n, len(classes))
 
 # %% ../nbs/06_evaluation.ipynb #2299a524
 def by_class(x:Tensor, labels:Tensor,         # features (n, d) and labels of the images
@@ -274,8 +274,9 @@ def by_class(x:Tensor, labels:Tensor,         # features (n, d) and labels of th
     "KID of each class and of as many real images; None for fewer than `least`."
     def score(f, u, v):
         return f(u, v) if min(len(u), len(v)) >= least else None
-    labels, y_labels, real_labels = map(_check_labels, (labels, y_labels, real_labels),
-                                        map(len, (x, y, real)))
+    given = (labels, x), (y_labels, y), (real_labels, real)
+    labels, y_labels, real_labels = (_check_labels(v, len(rows), classes)
+                                     for v, rows in given)
     rows, least = [], whole('least', least, 3)
     for k, name in enumerate(classes):
         a, b, c = x[labels == k], y[y_labels == k], real[real_labels == k]
@@ -333,15 +334,27 @@ def _copies(thumbs, real, reference, trained_on, progress): # metric, searched, 
         if isinstance(mine, str):
             raise InputError(mine)
         if not mine.any():
-            raise InputError('the model was not trained on these images')
+            raise InputError('none of these is, level for level, one that the model was '
+                             'trained on (files saved or resized anew are not known)')
         sets = real[mine], reference[~theirs]
         if (fewest := min(len(v) for v in (thumbs, *sets))) < FEWEST:
             raise InputError(f'that needs {FEWEST} images that were trained on, others '
                              f'that were not, and samples; here are {fewest}')
         sets = [extract(v, 'pixels', progress=progress) for v in sets]
-        return memorisation(thumbs[:MOST], *sets), len(sets[0]), notes
+        found = memorisation(thumbs[:MOST], *sets)
+        _check_share(*found)
+        return found, len(sets[0]), notes
     except InputError as e:
         return None, 0, [*notes, f'copies were not looked for: {e}']
+
+def _check_share(value, error): # an error if an interval says nothing
+    low, high = value - 1.96*error, value + 1.96*error
+    if high < 0:
+        raise InputError('the samples are nearer to held-out images than to those '
+                         f'trained on ({100*low:.0f} to {100*high:.0f} %)')
+    if low <= 0 and high >= 1:
+        raise InputError('the samples have so few neighbours that anything from 0 to '
+                         '100 % may be copies')
 
 def _exact_copies(hashes, real, reference): # {set: images}, notes
     "How many images are, level for level, images of one of the sets."
@@ -370,11 +383,12 @@ def evaluate(images,              # (n, c, h, w), floats or levels, or batches: 
             hashes.extend(ImageData(b).hashes().tolist())
             yield b
     if isinstance(images, Tensor):
-        _check_labels(labels, len(images))
+        _check_labels(labels, len(images), reference.classes)
     order = torch.randperm(len(real), generator=generator(0, 'real'))
     batches = noted(level_batches(images, shape=shape))
     x, thumbs = extract(batches, (features, 'pixels'), progress=progress)
-    labels, some = _check_labels(labels, len(x)), real[order[:min(len(x), MOST)]]
+    labels = _check_labels(labels, len(x), reference.classes)
+    some = real[order[:min(len(x), MOST)]]
     y = extract(reference, features)
     other = extract(level_batches(some, shape=shape), features)
     metrics, classes = _all_metrics(x, labels, y, reference, other, some,
@@ -410,7 +424,8 @@ def reconstruction_figures(recon,        # (n, c, h, w) in [-1, 1], or batches o
     if images.shape[1:] == (1, 28, 28):
         wanted['perceptual_distance_classifier'] = perceptual
     for a in recon.split(250) if isinstance(recon, Tensor) else recon:
-        b, first = as_floats(images[first:first + len(a)]), first + len(a)
+        a, b = as_floats(a), as_floats(images[first:first + len(a)])
+        first += len(a)
         batches.append([f(a, b).cpu() for f in wanted.values()])
     result = {k: torch.cat(v).mean().item() for k, v in zip(wanted, zip(*batches))}
     error = max(result['psnr_of_mean_error'], 1e-12) # 126 dB: equal
@@ -453,6 +468,7 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
     features = features or default_features(test)
     extract(test[:1], features) # complains about an unknown network
     guidance, autoguidance = ldm.guidances(guidance, autoguidance)
+    ldm._check_room(n, whole('steps', steps))
     fits = ldm.classes and ldm.classes == train.classes and train.labels is not None
     labels = proportional_labels(train.counts, n) if fits else None
     start = time.perf_counter()
@@ -503,7 +519,7 @@ def _print_classes(rows, most=20): # of by_class: the worst, if they are more
     shown = sorted(there, key=lambda r: (r['kid_floor'] or 0) - r['kid'])
     for r in there if len(there) <= most else shown[:most]:
         name = ' '.join(r['name'].split())
-        name = name if len(name) <= 20 else name[:17] + '...'
+        name = name if len(name) <= 20 else f'{name[:9]}...{name[-8:]}'
         e = dict(value=r['kid'], error=r['kid_error'], floor=r['kid_floor'],
                  floor_error=r.get('kid_floor_error'))
         _line(f'  {name} ({r["n"]}): KID x 1,000', *_columns('kid', e))

@@ -263,8 +263,8 @@ def extract(images, # (n, c, h, w), floats in [-1, 1] or levels; ImageData; or b
     if not out:
         raise InputError('there are no images to measure')
     if darkest > 127 and sum(len(o[0]) for o in out) >= MIN_IMAGES:
-        warnings.warn('no pixel is below the middle grey: '
-                      'images must lie in [-1, 1], not in [0, 1]')
+        warnings.warn('no pixel is below the middle grey: floats must lie in [-1, 1], '
+                      'not in [0, 1]')
     found = tuple(map(torch.cat, zip(*out)))
     return found[0] if isinstance(features, str) else found
 

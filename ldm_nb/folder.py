@@ -7,7 +7,7 @@ __all__ = ['image_types', 'natural', 'list_images', 'Arrangement', 'arrange', 'o
            'survey', 'read_squares', 'scale_deep', 'held_out_mask', 'Folder', 'read_folder']
 
 # %% ../nbs/a_folder.ipynb #c921eff3
-import hashlib, math, os, re, warnings
+import hashlib, math, os, re, unicodedata, warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -75,17 +75,32 @@ def list_images(path)->tuple: # [Path], {ending: files that are no pictures}, [p
     return files, dict(ignored.most_common()), problems
 
 def _counts(numbers, most=10): # {name: count} in words
-    return listed([f'{name} {n:,}' for name, n in numbers.items()], most)
+    return listed([f'{shortened(name, 40)}: {n:,}' for name, n in numbers.items()], most)
 
 # %% ../nbs/a_folder.ipynb #482776a2
 _SPLITS = dict(train='train', training='train', val='val', valid='val', dev='val',
-               validation='val', test='test', testing='test')
+               validation='val', eval='val', test='test', testing='test',
+               pred='aside', predict='aside', unlabeled='aside', unlabelled='aside')
+_FILLERS = {'data', 'dataset', 'image', 'images', 'img', 'imgs', 'part', 'seg', 'set',
+            'split'}
 _PICTURES = {'image', 'images', 'img', 'imgs', 'jpegimages', 'photo', 'photos',
              'picture', 'pictures'}
-_ANNOTATIONS = {'annotation', 'annotations', 'gt', 'groundtruth', 'ground_truth',
-                'label', 'labels', 'mask', 'masks', 'seg', 'segmentation',
-                'segmentations', 'segmentationclass', 'trimap', 'trimaps'}
+_ANNOTATIONS = {'annotation', 'annotations', 'gt', 'groundtruth', 'label', 'labels',
+                'mask', 'masks', 'segmentation', 'segmentations', 'segmentationclass',
+                'segmentationobject', 'trimap', 'trimaps'}
 
+def _words(name): # trainSet_2017 -> train, set
+    spaced = re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name)
+    return re.findall('[a-z]+', spaced.lower())
+
+def _part(name): # of a split, or None
+    words = [w.removesuffix('set') for w in _words(name) if w not in _FILLERS]
+    return _SPLITS.get(words[0]) if len(words) == 1 else None
+
+def _is_annotation(name):
+    return bool(_ANNOTATIONS & {*_words(name), ''.join(_words(name))})
+
+# %% ../nbs/a_folder.ipynb #31868f1f
 @dataclass
 class Arrangement:
     "What the folders of some files mean."
@@ -98,12 +113,12 @@ class Arrangement:
 
 # %% ../nbs/a_folder.ipynb #78d88491
 def _drop_annotations(folders, kept, result): # numbers of files that stay
-    "Rule 2."
+    "Rule 2, for folders."
     names = {folders[i][0] for i in kept if folders[i]}
-    lower = {name.lower() for name in names}
-    if not (lower & _PICTURES and lower & _ANNOTATIONS):
+    left = sorted(name for name in names if _is_annotation(name))
+    others = names - set(left)
+    if not left or not any(v.lower() in _PICTURES or _part(v) for v in others):
         return kept
-    left = sorted(name for name in names if name.lower() in _ANNOTATIONS)
     stay = [i for i in kept if not folders[i] or folders[i][0] not in left]
     said = listed([f'{name}/' for name in left])
     result.warnings.append(
@@ -112,23 +127,46 @@ def _drop_annotations(folders, kept, result): # numbers of files that stay
         'itself')
     return stay
 
-def _take_split(folders, kept, level, result): # whether there is one at this level
-    "Rule 1. Fills `given`, and takes that level out of `folders`."
-    if not all(len(folders[i]) > level for i in kept):
-        return False
-    names = {folders[i][level].lower() for i in kept}
-    split, others = sorted(names & set(_SPLITS)), sorted(names - set(_SPLITS))
-    parts = {_SPLITS[name] for name in split}
-    if others and len(parts) > 1 and level == 0:
+def _drop_masks(files, kept, result): # numbers of files that stay
+    "Rule 2, for files."
+    there = {(files[i].parent, files[i].stem) for i in kept}
+    ending = re.compile('[_-](mask|masks|seg|label|labels|gt|annotation)$', re.I)
+    def is_mask(path):
+        picture = ending.sub('', path.stem)
+        return picture != path.stem and (path.parent, picture) in there
+    stay = [i for i in kept if not is_mask(files[i])]
+    if len(stay) < len(kept):
+        first = next(files[i].name for i in kept if is_mask(files[i]))
         result.warnings.append(
-            f'{listed(split)} look like a split of the data, but {listed(others)} '
-            'beside them do not: all are taken for classes')
-    if others or 'train' not in parts or len(parts) < 2:
-        return False
-    for i in kept:
-        result.given[i] = _SPLITS[folders[i][level].lower()]
+            f'{len(kept) - len(stay):,} files look like annotations of the pictures '
+            f'beside them, as {first}, and are left out')
+    return stay
+
+# %% ../nbs/a_folder.ipynb #377f0261
+def _take_split(folders, kept, level, result): # the files that stay; None: no split
+    "Rule 1. Fills `given`, and takes that level out of `folders`."
+    deep = [i for i in kept if len(folders[i]) > level]
+    names = {folders[i][level] for i in deep}
+    parts = {_part(name) for name in names}
+    if not {'train'} < parts or None in parts or (level and len(deep) < len(kept)):
+        if not level:
+            _doubt_split(names, result)
+        return None
+    if len(deep) < len(kept):
+        result.warnings.append(f'{len(kept) - len(deep):,} files beside the parts '
+                               f'{listed(sorted(names))} are left out')
+    for i in deep:
+        result.given[i] = _part(folders[i][level])
         folders[i] = folders[i][:level] + folders[i][level + 1:]
-    return True
+    return deep
+
+def _doubt_split(names, result):
+    said = {name for name in names if {*_words(name)} & set(_SPLITS)}
+    parts = {_SPLITS[w] for name in said for w in _words(name) if w in _SPLITS}
+    if len(parts) > 1:
+        others = f', but {listed(sorted(names - said))} beside them do not' * (said < names)
+        result.warnings.append(f'the folders {listed(sorted(said))} look like a split of '
+                               f'the data{others}: all are taken for classes')
 
 def _skip_common(folders, kept): # the folder that all files lie in, taken away
     "Rule 3."
@@ -144,11 +182,12 @@ def arrange(path, files:list)->Arrangement: # files below path
     "The split and the classes that the folders of `files` stand for."
     folders = [Path(f).relative_to(path).parts[:-1] for f in files]
     kept, result = list(range(len(files))), Arrangement([], [None]*len(files))
-    kept = _drop_annotations(folders, kept, result)
+    kept = _drop_masks(files, _drop_annotations(folders, kept, result), result)
     common = _skip_common(folders, kept)
     for level in 0, 1:
-        if _take_split(folders, kept, level, result):
-            kept = _drop_annotations(folders, kept, result)
+        found = _take_split(folders, kept, level, result)
+        if found is not None:
+            kept = _drop_annotations(folders, found, result)
             common = _skip_common(folders, kept) or common
             break
     result.kept, result.given = kept, [result.given[i] for i in kept]
@@ -157,9 +196,10 @@ def arrange(path, files:list)->Arrangement: # files below path
 
 def _name_classes(folders, common, result):
     "Classes by the first folder of each file, and what is to be said of them."
-    names = sorted({f[0] for f in folders if f}, key=natural)
-    loose = sum(not f for f in folders)
-    if loose:
+    pairs = list(zip(folders, result.given))
+    training = [f for f, given in pairs if given in (None, 'train')]
+    names = sorted({f[0] for f in training if f}, key=natural)
+    if loose := sum(not f for f in training):
         where = f'in {common}/, in' if common else 'in'
         result.notes.append(f'no classes: {loose:,} files lie {where} no subfolder')
         if names:
@@ -167,16 +207,35 @@ def _name_classes(folders, common, result):
                 f'{loose:,} files lie beside the folders {listed(names)}, in none of '
                 'them, so there are no classes: move or remove them if the folders are')
         return
+    places = {name: k for k, name in enumerate(names)}
     result.classes = tuple(names)
-    result.labels = [names.index(f[0]) for f in folders]
-    counts = Counter(f[0] for f in folders)
+    result.labels = [places.get(f[0] if f else None, -1) for f in folders]
+    strange = sorted({f[0] if f else 'no subfolder' for f, given in pairs
+                      if given == 'val' or given == 'test'} - set(names))
+    if strange:
+        result.warnings.append(f'files of the held-out part lie in {listed(strange)}, '
+                               'which is no class of the training part: it has no labels')
+    held = 'val' if 'val' in result.given else 'test'
+    counts = Counter(f[0] for f, given in pairs
+                     if f and f[0] in places and given in (None, 'train', held))
     counted = _counts({name: counts[name] for name in names})
     result.notes.append(f'{len(names)} classes, one per subfolder: {counted}')
-    each = len(folders)/len(names)
-    if each < 5:
+    _doubt_classes(names, len(training), result)
+
+# %% ../nbs/a_folder.ipynb #c48b28c2
+def _doubt_classes(names, count, result):
+    if count < 5*len(names):
         result.warnings.append(
-            f'{len(names)} classes of {each:.1f} pictures on average: a model learns '
-            'little of a class from fewer than five')
+            f'{len(names)} classes of {count/len(names):.1f} pictures on average: a '
+            'model learns little of a class from fewer than five')
+    written = {}
+    for name in names: # Cat and cat, 1 and 01, two ways to write an accent
+        same = unicodedata.normalize('NFC', name).casefold()
+        written.setdefault(same.lstrip('0') if same.isdecimal() else same, []).append(name)
+    twins = [' and '.join(v) for v in written.values() if len(v) > 1]
+    if twins:
+        result.warnings.append(f'the classes {listed(twins)} differ only in how they are '
+                               'written: rename one folder if they are the same')
 
 # %% ../nbs/a_folder.ipynb #002aaecd
 def open_image(path):
@@ -237,6 +296,7 @@ class Header:
     paged: bool      # more than one page or frame
     key: int         # of the bytes: 64 bits of their hash
     row: int         # its place among the files looked at
+    coarse: bool     # more than 8 bits a colour, which Pillow cuts off
 
 def survey(files:list, title='looking')->tuple: # [Header], {path: why it has none}
     "Look at every file without decoding it."
@@ -248,12 +308,13 @@ def survey(files:list, title='looking')->tuple: # [Header], {path: why it has no
             data = Path(path).read_bytes()
             with Image.open(BytesIO(data)) as im:
                 paged = im.format in _PAGED and getattr(im, 'n_frames', 1) > 1
-                size = im.size
+                size, args = im.size, im.tile[0][3] if im.tile else ''
+                coarse = im.mode in ('RGB', 'RGBA', 'LA') and ';16' in str(args)
         except Exception as e:
             failed[path] = _reason(e)
         else:
             key = int.from_bytes(hashlib.sha256(data).digest()[:8], 'big')
-            headers.append(Header(path, size, paged, key, row))
+            headers.append(Header(path, size, paged, key, row, coarse))
     return headers, failed
 
 # %% ../nbs/a_folder.ipynb #2eb764ae
@@ -307,12 +368,15 @@ def read_squares(files:list, size:int, # pixels per side
 
 # %% ../nbs/a_folder.ipynb #ef3e44e7
 def scale_deep(levels:torch.Tensor, # (n, c, s, s), written to
-               deep:dict)->tuple:   # {row: (s, s) floats}; (low, high) or None
+               deep:dict,           # {row: (s, s) floats}
+               given=None           # (low, high) to scale by, of other images
+              )->tuple:             # (low, high); None if nothing is deep
     "Put deep squares into their rows, scaled by the range of them all."
     if not deep:
         return None
     low = min(float(values.min()) for values in deep.values())
     high = max(float(values.max()) for values in deep.values())
+    low, high = given or (low, high)
     for row, values in deep.items():
         scaled = (values - low)/max(high - low, 1e-12)*255
         _put(levels, row, scaled.round().clip(0, 255).astype(np.uint8))
@@ -322,7 +386,7 @@ def scale_deep(levels:torch.Tensor, # (n, c, s, s), written to
 def _unreadable(failed, count, skip): # a warning, or an error if not to be skipped
     if not failed:
         return []
-    named = listed([f'{path} ({why})' for path, why in failed.items()], 5)
+    named = listed([f'{path} ({why})' for path, why in failed.items()], 5, 250)
     lead = f'{len(failed):,} of {count:,} files cannot be read as images'
     if not skip:
         raise InputError(f'{lead}: {named}; repair or remove them, or go on without '
@@ -349,9 +413,12 @@ def _shapes(headers, size): # notes, warnings
                       f'{paged[0].name}: only the first of each is used')
     return notes, warned
 
-def _copies(headers): # of one file under several names
+def _copies(headers): # of one file under several names: notes, warnings
     copies = len(headers) - len({h.key for h in headers})
-    return [f'{copies:,} are copies of others, byte for byte'] if copies else []
+    notes = [f'{copies:,} are copies of others, byte for byte'] if copies else []
+    many = copies > len(headers)/100
+    return notes, [f'{copies:,} of {len(headers):,} pictures are copies of others, byte '
+                   'for byte: they count twice in training and in metrics']*many
 
 # %% ../nbs/a_folder.ipynb #772055a7
 def held_out_mask(keys:list, # of the files, 64 bits each
@@ -370,6 +437,7 @@ def held_out_mask(keys:list, # of the files, 64 bits each
 class Folder:
     "A folder that was read: first the pictures that are held out, then the others."
     levels: torch.Tensor # (n, c, size, size), uint8
+    value_range: tuple|None # of deep images: what became 0 and 255
     held_out: int        # so many of the first rows
     labels: list|None    # (n,), numbers of classes
     classes: tuple
@@ -386,7 +454,7 @@ def _roles(headers, given, held_out): # of each: True held out, False not, None 
     roles = [role.get(g) for g in given]
     notes = [f'the part {part} is held out, as given']
     if None in roles:
-        notes.append(f'{roles.count(None):,} files of the part test are left aside')
+        notes.append(f'{roles.count(None):,} files of other parts are left aside')
     return roles, notes
 
 # %% ../nbs/a_folder.ipynb #249d6376
@@ -396,31 +464,47 @@ def _order(headers, roles, held_out): # those that are used, as they shall lie
         return used
     return sorted(used, key=lambda pair: (not pair[1], pair[0].key))
 
-def _said(headers, levels, deep, size): # notes and warnings; scales the deep ones
-    notes, doubts = _shapes(headers, size)
+def _said(headers, levels, deep, size, found): # notes and warnings
+    (notes, doubts), (copies, warned) = _shapes(headers, size), _copies(headers)
+    doubts += warned
     mode = {1: 'grey', 3: 'RGB'}[levels.shape[1]]
-    notes = [f'{len(headers):,} files', *notes, f'{size} x {size}, {mode}',
-             *_copies(headers)]
-    if found := scale_deep(levels, deep):
+    notes = [f'{len(headers):,} files', *notes, f'{size} x {size}, {mode}', *copies]
+    coarse = sum(h.coarse for h in headers)
+    if coarse:
+        doubts.append(f'{coarse:,} files have 16 bits a colour, of which the upper 8 are '
+                      'used: save them with 8 bits that fill the range')
+    if found:
         low, high = found
+        dark = np.mean([np.mean(v < low + (high - low)/10) for v in deep.values()])
+        if dark > .99:
+            doubts.append(f'{100*dark:.1f} % of the values lie in the lowest tenth of '
+                          f'the range from {low:.6g} to {high:.6g}: look for a file that '
+                          'is unlike the others')
         notes.append(f'{len(deep):,} of more than 8 bits, scaled from their common '
                      f'range of {low:.6g} to {high:.6g}')
     if 0 < len(deep) < len(headers):
         doubts.append(f'{len(deep):,} files have more than 8 bits and are scaled by '
                       f'their range, {len(headers) - len(deep):,} have not and stay')
+    if (most := int(levels.max())) < 64:
+        doubts.append(f'no picture is brighter than level {most} of 255: are they masks, '
+                      'or 12 bits in files of 16?')
     return notes, doubts
 
 # %% ../nbs/a_folder.ipynb #3ab7c246
 def read_folder(path, size:int,      # pixels per side, 8 or more
                 channels:int|None=None, # 1 or 3; by default 1 only if all are grey
                 held_out:float|None=None, # a part; None: all, in natural order
-                skip_unreadable=False)->Folder:
+                skip_unreadable=False,
+                value_range=None # to scale deep images by; default: their own
+               )->Folder:
     """All pictures below `path` as squares, with their classes.
 
     Warns of what is doubtful. `InputError` names the folder, or all files that cannot
     be read.
     """
     whole('size', size, 8)
+    if channels not in (None, 1, 3):
+        raise InputError(f'channels is {channels!r}: expected 1, 3, or nothing')
     files, ignored, warned = list_images(path)
     arranged, title = arrange(path, files), Path(path).resolve().name
     kept = [files[i] for i in arranged.kept]
@@ -435,10 +519,12 @@ def read_folder(path, size:int,      # pixels per side, 8 or more
     read = [used[i] for i in rows]
     if not read:
         raise InputError(f'{path}: no file is left that can be read')
-    notes, doubts = _said([h for h, _ in read], levels, deep, size)
+    found = scale_deep(levels, deep, value_range)
+    notes, doubts = _said([h for h, _ in read], levels, deep, size, found)
     notes += [f'ignored: {_counts(ignored)}'] if ignored else []
     for text in warned + doubts:
         warnings.warn(text, stacklevel=2)
     labels = arranged.labels and [arranged.labels[h.row] for h, _ in read]
     note = '; '.join(notes + arranged.notes + split)
-    return Folder(levels, sum(role for _, role in read), labels, arranged.classes, note)
+    return Folder(levels, found, sum(role for _, role in read), labels,
+                  arranged.classes, note)

@@ -240,18 +240,21 @@ def likely_cause(model, loss, indices:Tensor, # (b,), the batch
 @contextmanager
 def _interrupts():
     "Yield a list to which Ctrl-C appends; a second Ctrl-C stops at once."
-    asked = []
+    asked, alone = [], int(os.environ.get('WORLD_SIZE', 1)) == 1
+    kinds = [signal.SIGINT] + [signal.SIGTERM]*(alone and not IN_NOTEBOOK)
     def note(*_):
         if asked: raise KeyboardInterrupt
         asked.append(True)
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.signal(signal.SIGINT, note)
+    before = [signal.signal(kind, note) for kind in kinds]
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
+        for kind, handler in zip(kinds, before):
+            usual = signal.default_int_handler if kind == signal.SIGINT else signal.SIG_DFL
+            signal.signal(kind, handler or usual)
 
 # %% ../nbs/a_loop.ipynb #0d6b06e2
 def get_accelerator():

@@ -8,6 +8,7 @@ __all__ = ['RECIPES', 'FORMAT', 'Recipe', 'train_autoencoder', 'train_denoiser',
 
 # %% ../nbs/05_training.ipynb #527229fb
 import copy, hashlib, json, math, shutil, sys, uuid, warnings
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -162,7 +163,7 @@ def sample(self:LatentDiffusion,
     if batch_size is None:
         batch_size = batch_for(*self.image_size)
     batch_size = whole('batch_size', batch_size)
-    labels = self._labels(n, labels)
+    labels = self._labels(n, labels, seed)
     guidance, autoguidance = self.guidances(guidance, autoguidance)
     noise = torch.randn(n, *self._latent_shape, generator=generator(seed, 'sample'))
     out, hidden = [], {} if progress else dict(disable=True)
@@ -177,6 +178,9 @@ def sample(self:LatentDiffusion,
             z = sample_chain(denoise, x, self.schedule, steps, eta, fresh,
                              lambda *_: bar.update(len(x)))
             out.append(self.decode(z))
+    if not all(images.isfinite().all() for images in out):
+        raise InputError(f'guidance {guidance:g} and autoguidance {autoguidance:g} give '
+                         'images that hold NaN or Inf: take them nearer to 1')
     return torch.cat(out)
 
 # %% ../nbs/05_training.ipynb #9c2dd03b
@@ -361,15 +365,17 @@ def _label(self:LatentDiffusion, given)->int:
     return int(text)
 
 @patch
-def _labels(self:LatentDiffusion, n, labels): # (n,) positions, or None
+def _labels(self:LatentDiffusion, n, labels, seed=0): # (n,) positions, or None
     "What `sample` makes of its labels: for text, numbers, lists, arrays, tensors."
     k, known = self.ema.num_classes, self.card.get('class_counts') or []
     if labels is None and k:
-        return proportional_labels(known if len(known) == k else [1]*k, n)
+        return proportional_labels(known if len(known) == k else [1]*k, n, seed)
     if labels is None:
         return None
     if not k:
         raise InputError('this model was trained without labels: leave labels out')
+    if isinstance(labels, np.ndarray) and labels.dtype.kind in 'UO': # names
+        labels = labels.tolist()
     if isinstance(labels, (Tensor, np.ndarray)):
         given = _positions(labels, k)
     elif isinstance(labels, str) or not hasattr(labels, '__iter__'):
@@ -452,6 +458,9 @@ def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
     if folder.exists() and not overwrite:
         raise InputError(f'{folder} exists: choose another folder, '
                          'or pass overwrite=True')
+    if folder.exists() and not (folder/'config.json').is_file():
+        raise InputError(f'{folder} is no model, so it is not overwritten: choose '
+                         'another folder')
     part, old = (folder.with_name(f'.{folder.name}.{uuid.uuid4().hex[:8]}.{kind}')
                  for kind in ('part', 'old'))
     part.mkdir(parents=True)
@@ -601,12 +610,22 @@ def _stand(out):
     return 'no step is made'
 
 # %% ../nbs/05_training.ipynb #eee6cf71
+def _other_images(old, plan): # what differs in them, as far as it is known
+    changes = []
+    for k, name in dict(count='count', shape='channels and pixels',
+                        classes='classes', class_counts='images of each').items():
+        then, now = (p.get(k) for p in (old, plan))
+        if then != now and not (k == 'class_counts' and changes):
+            then, now = (listed(v, 5) if isinstance(v, list) else f'{v or "?":,}'
+                         if isinstance(v, int) else '?' for v in (then, now))
+            changes.append(f'{name} {then} then, {now} now')
+    return f'the images are others ({"; ".join(changes) or "as many of the same size"})'
+
 def _check_same(out, old, plan):
     "`InputError` if another run is asked for than that in `out`, with what differs."
     wrong = differences(old, plan, but=set(plan) - {'seed'})
     if old['images'] != plan['images']:
-        counts = [f'{p["count"]:,}' if 'count' in p else '?' for p in (old, plan)]
-        wrong.append(f'the images are others ({counts[0]} then, {counts[1]} now)')
+        wrong.append(_other_images(old, plan))
     recipe = _as_json(asdict(Recipe())) | old['recipe']
     wrong += differences(recipe, plan['recipe'], ('lr', 'ae_lr'))
     if wrong:
@@ -762,6 +781,7 @@ def _card(plan, one, two)->dict:
     def size(net): return sum(p.numel() for p in net.parameters())
     return dict(
         data=plan['data'], images=plan['count'], class_counts=plan['class_counts'],
+        value_range=plan['value_range'],
         recipe=plan['recipe'],
         steps={k: len(run['losses']) for k, run in stages.items()},
         seconds={k: round(run['seconds'], 3) for k, run in stages.items()},
@@ -778,6 +798,7 @@ def _agreed(alone, out, data, resume, plan)->dict:
     plan = _as_json(plan | dict(
         data=data.name, images=data.fingerprint(), count=len(data),
         shape=list(data.levels.shape[1:]), classes=classes, class_counts=data.counts,
+        value_range=data.value_range,
         ldm_nb=ldm_nb.__version__))
     plans = [_plan(out, plan, resume) if alone.is_main_process else None]
     return broadcast_object_list(plans)[0]
@@ -804,10 +825,16 @@ def train_latent_diffusion(data:ImageData,          # not its folder: see load_d
         raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
     recipe = recipe or RECIPES[size]
     _check_run(data, recipe, seed)
-    plan = _agreed(alone, out, data, resume, dict(
+    wanted = dict(
         recipe=asdict(recipe), size=size, minutes=minutes, steps=steps, seed=seed,
-        budgets=_budgets(minutes, steps, recipe.ae_share), source=source or {}))
-    images = pad_images(data.levels, recipe.f*2**(len(recipe.widths) - 1))
+        budgets=_budgets(minutes, steps, recipe.ae_share), source=source or {})
+    with locked(out) if alone.is_main_process else nullcontext():
+        plan = _agreed(alone, out, data, resume, wanted)
+        return _two_stages(data, out, plan, recipe, resume, alone)
+
+def _two_stages(data, out, plan, recipe, resume, alone):
+    seed, multiple = plan['seed'], recipe.f*2**(len(recipe.widths) - 1)
+    images = pad_images(data.levels, multiple)
     one, stats, latents = _stage_one(images, data, recipe, seed, out, alone,
                                      **plan['budgets']['autoencoder'])
     two = train_denoiser(latents, data.labels, stats, recipe, len(plan['classes']),

@@ -56,9 +56,17 @@ MEANINGS = {
     'a split and another folder': (['train', 'val', 'extra'], ('extra', 'train', 'val'), 15, 'extra beside them'),
     'masks': (['images', 'masks'], (), 5, 'masks/ (5 files) look like annotations'),
     'masks below a split': (['train/images', 'train/labels', 'val/images', 'val/labels'], (), 10, 'annotations'),
+    'COCO': (['train2017', 'val2017'], (), 10, None),
+    'Kaggle': (['seg_train/a', 'seg_train/b', 'seg_test/a', 'seg_test/b'], ('a', 'b'), 20, None),
+    'sets': (['training_set/a', 'training_set/b', 'test_set/a', 'test_set/b'], ('a', 'b'), 20, None),
+    'VOC': (['JPEGImages', 'SegmentationObject', 'Annotations'], (), 5, 'Annotations/, SegmentationObject/ (10 files)'),
+    'Carvana': (['train', 'train_masks', 'test'], (), 10, 'train_masks/ (5 files)'),
+    'CycleGAN': (['trainA', 'trainB', 'testA', 'testB'], ('testA', 'testB', 'trainA', 'trainB'), 20, 'all are taken for classes'),
     'people with a mask': (['mask', 'no_mask'], ('mask', 'no_mask'), 10, None),
     'packed in one folder': (['data/all/cat', 'data/all/dog'], ('cat', 'dog'), 10, None),
     'one class': (['cat'], (), 5, None),
+    'one class in two ways': (['Cat', 'cat'], ('Cat', 'cat'), 10, 'Cat and cat differ only in how they are written'),
+    'one number in two ways': (['1', '01'], ('01', '1'), 10, '01 and 1 differ only'),
     'numbers': ([str(i) for i in range(1, 12)], tuple(map(str, range(1, 12))), 55, None),
     'numbers within names': (['img10', 'img9', 'Img1'], ('Img1', 'img9', 'img10'), 15, None),
 }
@@ -82,6 +90,42 @@ def test_a_stray_picture_is_warned_of(tmp_path):
     assert data.classes == () and '1 files lie beside the folders cat, dog' in said[0]
 
 
+def test_a_stray_picture_beside_a_split_does_not_undo_it(tmp_path):
+    filled(tmp_path, 'train/cat', 'train/dog', 'test/cat', 'test/dog', count=12)
+    noise(tmp_path/'sample.png')
+    with pytest.warns(UserWarning, match='1 files beside the parts test, train are left out'):
+        train, test = load_data(tmp_path, 8)
+    assert (len(train), len(test)) == (24, 24) and train.counts == test.counts == [12, 12]
+
+
+def test_masks_beside_their_pictures_are_left_out(tmp_path):
+    filled(tmp_path, 'cat', 'dog')
+    for path in list(tmp_path.rglob('*.png')):
+        noise(path.with_name(f'{path.stem}_mask.png'))
+    noise(tmp_path/'cat'/'the_mask.png')                         # a picture without another
+    data, said = read(tmp_path)
+    assert data.counts == [6, 5] and '10 files look like annotations' in said[0] and '_mask.png' in said[0]
+
+
+HELD_OUT = { # val/: folders -> classes of the test images, words
+    'flat': ([''], (), 'no subfolder, which is no class'),
+    'in one folder, as tiny-imagenet': (['images'], (), 'images, which is no class'),
+    'with a class more': (['cat', 'bird'], (), 'bird, which is no class'),
+    'with a class less': (['cat'], ('cat', 'dog'), None),
+}
+
+
+@pytest.mark.parametrize('name', HELD_OUT)
+def test_classes_are_those_of_the_training_part(tmp_path, name):
+    folders, classes, words = HELD_OUT[name]
+    filled(tmp_path, 'train/cat', 'train/dog', *(f'val/{f}' for f in folders), count=12)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        train, test = load_data(tmp_path, 8)
+    assert train.classes == ('cat', 'dog') and train.counts == [12, 12] and test.classes == classes
+    assert [words in str(w.message) for w in caught] == ([True] if words else [])
+
+
 def test_many_classes_of_few_pictures_are_warned_of(tmp_path):
     filled(tmp_path, *(f'person {i}' for i in range(30)), count=2)
     data, said = read(tmp_path)
@@ -100,7 +144,7 @@ def test_a_given_split_is_kept(tmp_path, parts, held):
     theirs = ImageData(torch.stack([torch.from_numpy(np.asarray(im)).permute(2, 0, 1) for im in with_size]))
     assert set(test.hashes().tolist()) == set(theirs.hashes().tolist())
     assert f'the part {held} is held out, as given' in test.note
-    assert ('24 files of the part test are left aside' in test.note) == (len(parts) == 3)
+    assert ('24 files of other parts are left aside' in test.note) == (len(parts) == 3)
 
 
 def test_links_to_class_folders_are_followed(tmp_path):
@@ -134,14 +178,14 @@ def test_all_that_pillow_reads_is_read_and_the_rest_is_counted(tmp_path):
         (tmp_path/name).write_bytes(b'?')
     data, said = read(tmp_path)
     assert len(data) == 11 and not said
-    assert 'ignored: .heic 2, ' in data.note and 'without ending 1' in data.note and '.mp4 1' in data.note
+    assert 'ignored: .heic: 2, ' in data.note and 'without ending: 1' in data.note and '.mp4: 1' in data.note
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs pipes')
 def test_a_pipe_does_not_block(tmp_path):
     noise(tmp_path/'a.png')
     os.mkfifo(tmp_path/'b.png')
-    assert 'ignored: pipe or device 1' in read(tmp_path)[0].note
+    assert 'ignored: pipe or device: 1' in read(tmp_path)[0].note
 
 
 def test_a_wrong_ending_does_not_matter(tmp_path):
@@ -151,7 +195,7 @@ def test_a_wrong_ending_does_not_matter(tmp_path):
 
 def test_a_folder_without_pictures_says_what_it_holds(tmp_path):
     (tmp_path/'a.heic').write_bytes(b'?')
-    with pytest.raises(InputError, match='holds no images that can be read here; what it holds: .heic 1'):
+    with pytest.raises(InputError, match='holds no images that can be read here; what it holds: .heic: 1'):
         list_images(tmp_path)
 
 
@@ -184,6 +228,45 @@ def test_deep_images_are_scaled_by_the_range_of_their_folder(tmp_path, name):
     half = round(255*float(values.max()/2 - low)/float(high - low))
     assert abs(int(data.levels[2].max()) - half) <= 1        # one range for all of them
     assert f'3 of more than 8 bits, scaled from their common range of {low:.6g} to {high:.6g}' in data.note
+
+
+def test_a_deep_image_unlike_the_others_is_warned_of(tmp_path):
+    for i in range(20):
+        values = np.random.default_rng(i).integers(0, 4096, (20, 20)).astype(np.uint16)
+        Image.fromarray(values).save(tmp_path/f'{i}.png')
+    before, said = read(tmp_path)
+    assert not said and before.value_range == (before.value_range[0], before.value_range[1])
+    Image.fromarray(np.full((20, 20), 65535, np.uint16)).save(tmp_path/'odd.png')
+    after, said = read(tmp_path)
+    assert after.levels.float().mean() < before.levels.float().mean()/5
+    # a model keeps the range of its data, and what is held against it is scaled alike
+    same, _ = read(tmp_path, value_range=before.value_range)
+    assert torch.isin(before.hashes(), same.hashes()).all()
+
+
+def test_nearly_black_pictures_are_warned_of(tmp_path):
+    for i in range(20):
+        noise(tmp_path/'bits'/f'{i}.png', mode='L')
+        with Image.open(tmp_path/'bits'/f'{i}.png') as im:
+            im.point(lambda v: v > 127).save(tmp_path/'bits'/f'{i}.png')
+    data, said = read(tmp_path/'bits')
+    assert 'no picture is brighter than level 1 of 255' in said[0]
+
+
+def deep_colour_png(path, values): # (h, w, 3), uint16; Pillow cannot write one
+    def chunk(kind, data):
+        return len(data).to_bytes(4, 'big') + kind + data + zlib.crc32(kind + data).to_bytes(4, 'big')
+    h, w, _ = values.shape
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
+    header = w.to_bytes(4, 'big') + h.to_bytes(4, 'big') + bytes([16, 2, 0, 0, 0])
+    path.write_bytes(b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(rows)) + chunk(b'IEND', b''))
+
+
+def test_sixteen_bits_a_colour_are_warned_of(tmp_path):
+    values = np.random.default_rng(0).integers(0, 4096, (20, 20, 3)).astype(np.uint16)
+    deep_colour_png(tmp_path/'a.png', values)
+    _, said = read(tmp_path)
+    assert '1 files have 16 bits a colour' in said[0] and 'no picture is brighter than level 1' in said[1]
 
 
 def test_deep_and_plain_images_together_are_warned_of(tmp_path):
@@ -288,6 +371,25 @@ def test_copies_of_a_picture_stay_together(tmp_path):
         train, test = load_data(tmp_path, 8, held_out=held_out)
         assert not set(train.hashes().tolist()) & set(test.hashes().tolist())
     assert '150 are copies of others, byte for byte' in train.note
+    assert '150 of 300 pictures are copies of others' in read(tmp_path)[1][0]
+
+
+def test_one_picture_in_two_files_is_not_on_both_sides(tmp_path):
+    filled(tmp_path, 'cat', count=200)
+    for path in list((tmp_path/'cat').iterdir()):
+        with Image.open(path) as im:
+            im.save(tmp_path/'cat'/f'again {path.name}', compress_level=0)
+    with pytest.warns(UserWarning, match='held-out pictures are also among those to train on'):
+        train, test = load_data(tmp_path, 8)
+    assert not set(train.hashes().tolist()) & set(test.hashes().tolist()) and 0 < len(test) < 20
+
+
+def test_a_split_with_the_same_pictures_in_both_parts(tmp_path):
+    filled(tmp_path, 'train/cat', count=20)
+    for path in list((tmp_path/'train'/'cat').iterdir()):
+        noise(tmp_path/'val'/'cat'/path.name)
+    with pytest.warns(UserWarning, match='20 of 20'), pytest.raises(InputError, match='all held-out pictures'):
+        load_data(tmp_path, 8)
 
 
 @pytest.mark.parametrize('held_out', [10, 1., 0, 0., -.1, 1.5, float('nan'), '0.1', None, True])
@@ -318,6 +420,9 @@ def test_data_in_proportion():
     assert proportional_labels([7]*200, 50).tolist() == list(range(50))
     with pytest.raises(InputError, match='counts'):
         proportional_labels([0, 0], 3)
+    few = torch.stack([proportional_labels([890, 55], 8, seed) for seed in range(400)])
+    assert abs((few == 1).float().mean() - 55/945) < .012        # small draws, too
+    assert proportional_labels([5, 5, 5], 4, 7).tolist() == [0, 1, 2, 0]
 
 
 WRONG_SETS = {

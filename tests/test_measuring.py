@@ -148,7 +148,7 @@ FIRST = torch.arange(500) < 200
 KNOWN = { # trained_on: searched, words of the notes
     'unknown': (None, 0, 'not known'),
     'a reason': ('we cut it ourselves', 0, 'not looked for: we cut it ourselves'),
-    'nothing': (FIRST & False, 0, 'was not trained on these'),
+    'nothing': (FIRST & False, 0, 'level for level, one that'),
     'too few': (torch.arange(500) < 9, 0, 'here are 9'),
     'all of real': (FIRST | True, 500, ''),
     'some of real': (FIRST, 200, ''),
@@ -184,7 +184,7 @@ def test_the_published_split_needs_no_mask():
 
 
 @pytest.mark.parametrize('known,card,searched,words', [
-    ((False, False), 'pot train', 0, 'was not trained on these images'),
+    ((False, False), 'pot train', 0, 'level for level, one that the model'),
     ((True, False), 'pot train', 400, ''),
     ((True, True), 'pot train', 0, '100 of the 100 held-out images were trained on'),
     ((None, None), 'pot train', 0, 'does not know'),
@@ -221,6 +221,8 @@ def test_what_can_be_measured_is(n, reference, real, left_out):
     assert ('frechet_distance' in result['metrics']) == (not left_out)
     few = {'kid', 'precision', 'recall', 'density', 'coverage', 'inception_score',
            'class_accuracy', 'memorisation'}
+    if any('anything from 0 to 100 %' in note for note in result['notes']):
+        few -= {'memorisation'} # an interval that says nothing is no figure
     found = set(result['metrics']) - {'frechet_distance'}
     assert found == (set() if left_out == 'all' else few)
     assert all(np.isfinite(x) for e in result['metrics'].values() for x in e.values())

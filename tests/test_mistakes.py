@@ -179,7 +179,7 @@ def test_an_unfinished_run_says_so(pictures, tmp_path):
     while not (tmp_path/'r'/'checkpoints'/'about.safetensors').exists() and time.monotonic() < end:
         time.sleep(.1)
     time.sleep(2)                                               # somewhere in stage two
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)                         # as a queue or a container ends it
     assert process.wait() == 130
     said = line(shell('ldm_sample', 'r', cwd=tmp_path), 'ldm_sample')
     assert 'not finished' in said and '--resume' in said and '--unfinished' in said
@@ -203,6 +203,39 @@ def test_a_finished_run_goes_on_for_longer(tmp_path):
     filled(tmp_path, 'other', count=30)
     said = line(shell('ldm_train', '--resume', '--out', 'r', '--data', 'other', cwd=tmp_path), 'ldm_train')
     assert '10,000' in said and len(said) < 400
+
+
+def test_there_must_be_a_run_to_go_on_with(pictures, tmp_path):
+    said = line(shell('ldm_train', '--resume', '--out', 'typo', cwd=tmp_path), 'ldm_train')
+    assert 'typo holds no run to go on with' in said and not list(tmp_path.iterdir())
+    root, _ = pictures
+    (tmp_path/'data').symlink_to(root/'data')
+    (tmp_path/'copy').mkdir()
+    plan = json.loads((root/'run'/'run.json').read_text())
+    plan['source']['data'] = str(tmp_path/'gone')
+    (tmp_path/'copy'/'run.json').write_text(json.dumps(plan))
+    assert 'which is gone: give its new place' in line(shell('ldm_train', '--resume', '--out', 'copy', cwd=tmp_path), 'ldm_train')
+
+
+def test_two_runs_do_not_share_a_folder(pictures, tmp_path):
+    import fcntl
+    root, _ = pictures
+    with open(tmp_path/'.r.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert 'another process is training in r' in line(train('--out', 'r', cwd=tmp_path), 'ldm_train')
+    assert not (tmp_path/'r').exists()
+    assert train('--out', 'r', cwd=tmp_path).returncode == 0 and not (tmp_path/'.r.lock').exists()
+
+
+def test_a_model_keeps_the_range_of_deep_images(tmp_path):
+    for i in range(80):
+        values = np.random.default_rng(i).integers(0, 4096, (20, 20)).astype(np.uint16)
+        (tmp_path/'scans').mkdir(exist_ok=True)
+        Image.fromarray(values).save(tmp_path/'scans'/f'{i}.png')
+    assert train('--data', 'scans', '--pixels', 16, '--out', 'r', cwd=tmp_path).returncode == 0
+    Image.fromarray(np.full((20, 20), 65535, np.uint16)).save(tmp_path/'scans'/'odd.png')
+    run = shell('ldm_eval', 'r', '--data', 'scans', '--features', 'pixels', '--n', 20, '--steps', 1, cwd=tmp_path)
+    assert run.returncode == 0 and 'level for level' not in run.stdout, run   # it knows them again
 
 
 # Evaluating files
@@ -284,7 +317,7 @@ OPTIONS = {
                    ['model', '--n', '--label', '--guidance', '--steps', '--seed', '--out', '--npy', '--autoguidance']),
     'ldm_train': (['--steps', '1', '--size', 'smoke', '--out', 'r', '--data', 'data'],
                   ['--data', '--out', '--minutes', '--steps', '--size', '--pixels', '--seed', '--lr']),
-    'ldm_eval': (['few.npy', '--features', 'pixels', '--n', '50', '--steps', '1'],
+    'ldm_eval': (['few.npy', '--features', 'pixels'],
                  ['what', '--data', '--features', '--n', '--guidance', '--steps', '--seed', '--out']),
     'ldm_demo': (['--steps', '1', '--size', 'none'], ['--out', '--minutes', '--size', '--seed', '--steps']),
 }
@@ -354,3 +387,25 @@ def test_whatever_a_folder_holds_there_is_no_traceback(tmp_path):
     run = shell('ldm_train', '--data', 'data', '--steps', '1', '--size', 'smoke', '--out', 'r', '--skip-unreadable',
                 cwd=tmp_path)
     assert run.returncode == 0 and (tmp_path/'r'/'report.json').exists(), run
+
+
+def test_what_belongs_to_models_is_refused_for_files(tmp_path):
+    np.save(tmp_path/'few.npy', np.arange(20*784, dtype=np.uint8).reshape(20, 28, 28))
+    said = line(shell('ldm_eval', 'few.npy', '--n', 10, '--guidance', 3, cwd=tmp_path), 'ldm_eval')
+    assert 'n, guidance are for a model' in said
+
+
+def test_an_unfinished_run_is_no_folder_of_pictures(tmp_path):
+    (tmp_path/'r').mkdir()
+    (tmp_path/'r'/'run.json').write_text('{}')
+    assert 'r is not a model' in line(shell('ldm_eval', 'r', cwd=tmp_path), 'ldm_eval')
+
+
+def test_more_samples_than_memory(tmp_path):
+    for command in ('ldm_sample', 'fashion', '--n', 10**9), ('ldm_eval', 'fashion', '--n', 10**9):
+        assert 'draw fewer at a time' in line(shell(*command, cwd=tmp_path), command[0])
+
+
+def test_guidance_beyond_all_use(tmp_path):
+    run = shell('ldm_sample', 'fashion', '--guidance', '1e30', '--n', 2, '--steps', 2, cwd=tmp_path)
+    assert 'NaN or Inf' in line(run, 'ldm_sample') and not list(tmp_path.iterdir())

@@ -1,4 +1,5 @@
 "Runs as people have them: begun, killed, resumed with other wishes, sampled too early, asked for the wrong thing."
+import copy
 import os
 import re
 import signal
@@ -110,10 +111,13 @@ def test_a_model_knows_its_images(trained, shipped, tmp_path):
         assert model.trained_on(SMALL).all() and not model.trained_on(test).any()
         mixed = ImageData(torch.cat([test.levels[:2], SMALL.levels[7:9]]))
         assert model.trained_on(mixed).tolist() == [False, False, True, True]
-    assert shipped.trained_on(SMALL) is None
+    assert shipped.trained_on(SMALL).all() and not shipped.trained_on(test).any()
+    older = copy.copy(shipped)
+    older.seen = None                                           # as saved before
+    assert older.trained_on(SMALL) is None
     tuned, _ = finetune(trained, test, 'denoiser', batch_size=8, num_steps=1)
     assert tuned.trained_on(SMALL).all() and tuned.trained_on(test).all()
-    assert finetune(shipped, test, 'denoiser', batch_size=8, num_steps=1)[0].seen is None
+    assert finetune(older, test, 'denoiser', batch_size=8, num_steps=1)[0].seen is None
     data = bytearray((tmp_path/'m'/'seen.safetensors').read_bytes())
     data[-1] ^= 1
     (tmp_path/'m'/'seen.safetensors').write_bytes(data)
@@ -146,8 +150,7 @@ LABELS = [ # the classes, what is given for n = 2, the positions or what the err
     (PETS, [0, 1, 2], r'\(3,\) labels for n = 2'), (PETS, [], r'\(0,\) labels'),
     (PETS, torch.tensor([float('nan')]*2), 'labels are float32 nan, nan'),
     (PETS, torch.tensor([True, False]), 'labels are bool'),
-    (PETS, torch.tensor([0, 10]), 'whole numbers from 0 to 9'),
-    (PETS, np.array(['dog', 'cat']), 'labels are <U3 dog, cat')]
+    (PETS, torch.tensor([0, 10]), 'whole numbers from 0 to 9')]
 
 
 @pytest.mark.parametrize('names,given,expected', LABELS)
@@ -261,8 +264,8 @@ def other_labels(data): return replace(data, labels=data.labels.flip(0))
 
 CHANGED = [ # what is asked for when the run is resumed, the words for it
     (dict(seed=1), 'seed 0 then, 1 now'),
-    (dict(data=fewer(SMALL)), r'the images are others \(60 then, 50 now\)'),
-    (dict(data=other_labels(SMALL)), r'the images are others \(60 then, 60 now\)'),
+    (dict(data=fewer(SMALL)), r'the images are others \(count 60 then, 50 now\)'),
+    (dict(data=other_labels(SMALL)), r'the images are others \(as many of the same size\)'),
     (dict(recipe=replace(SMOKE, widths=(64, 96))), 'widths 16, 32 then, 64, 96 now'),
     (dict(recipe=replace(SMOKE, kl_weight=.1)), 'run: kl_weight 0.003 then, 0.1 now. Re'),
     (dict(recipe=replace(SMOKE, schedule='cosine')), 'schedule flow then, cosine now'),
@@ -557,7 +560,7 @@ def test_levels_and_floats_train_the_same_networks():
     stats = latent_stats(nets[0], levels)
     by_channel = z[0].double().transpose(0, 1).flatten(1)
     assert stats.mean == by_channel.mean(1).tolist()
-    assert stats.std == by_channel.std(1).tolist()
+    assert stats.std == pytest.approx(by_channel.std(1).tolist(), rel=1e-12)
 
 
 def test_no_float_copy_of_the_whole_set(tmp_path, monkeypatch, shipped):

@@ -70,6 +70,7 @@ def test_nothing_is_overwritten(trained, tmp_path):
     before = (folder/'model'/'config.json').read_bytes()
     with pytest.raises(InputError, match='exists'): ldm.save_pretrained(folder/'model')
     (tmp_path/'notes.txt').write_text('mine')
+    with pytest.raises(InputError, match='is no model, so it is not overwritten'): ldm.save_pretrained(tmp_path, overwrite=True)
     with pytest.raises(InputError, match='not empty'): train_latent_diffusion(fashion_mnist()[:100], tmp_path, steps=2, size='smoke')
     assert (folder/'model'/'config.json').read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ['notes.txt']
 
