@@ -491,7 +491,7 @@ def locked(folder): # may not exist yet
         yield
         return
     whose = Path(folder).absolute()
-    path = whose.with_name(f'.{whose.name}.lock')
+    path = whose.parent/f'.{whose.name}.lock'
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, 'w') as f:
         try:
