@@ -394,6 +394,28 @@ def _measure(what, images, data, train, test, features, seed):
         raise InputError(f'{what}: {result["notes"][0]}')
     return result
 
+# %% ../nbs/a_commands.ipynb #5700fa75
+def _holds_images(what): # a folder or an array, and no model
+    "`InputError` for a name that could mean both."
+    if not str(what).strip():
+        raise InputError(f'what is {what!r}: name a model, a folder or an array')
+    marks = 'config.json', 'model/config.json', 'run.json'
+    if any((Path(what)/mark).is_file() for mark in marks):
+        return False
+    if Path(what).is_dir() and _is_shipped(what):
+        raise InputError(f'{what} is a shipped model, and a folder here: write '
+                         f'./{what} for the folder, or go elsewhere for the model')
+    return what.endswith('.npy') or Path(what).is_dir()
+
+def _measure_model(what, data, features, seed, dials):
+    "The figures of samples of a model."
+    ldm = LatentDiffusion.from_pretrained(what)
+    parts = load_data(data, max(ldm.image_size),
+                      value_range=ldm.card.get('value_range'))
+    train, test = (_same_channels(part, ldm.autoencoder.image_channels, what, warn)
+                   for part, warn in zip(parts, (True, False)))
+    return report(ldm, train, test, features=features or None, seed=seed, **dials)[0]
+
 # %% ../nbs/a_commands.ipynb #bab6fa79
 @command
 def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
@@ -412,33 +434,18 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              # of samples, too (default 3, or guidance 2 for a model without a guide)
              autoguidance:float=None):
     "Measure a model, or images in files, against held-out real images."
-    if not str(what).strip():
-        raise InputError(f'what is {what!r}: name a model, a folder or an array')
     if out:
         _check_file(out, '.json')
-    configs = [Path(what)/name for name in ('config.json', 'model/config.json',
-                                            'run.json')]
-    is_model = any(config.is_file() for config in configs)
-    if not is_model and Path(what).is_dir() and _is_shipped(what):
-        raise InputError(f'{what} is a shipped model, and a folder here: write '
-                         f'./{what} for the folder, or go elsewhere for the model')
-    if is_model or not (what.endswith('.npy') or Path(what).is_dir()):
-        ldm = LatentDiffusion.from_pretrained(what)
-        channels = ldm.autoencoder.image_channels
-        train, test = load_data(data, max(ldm.image_size),
-                                value_range=ldm.card.get('value_range'))
-        train = _same_channels(train, channels, what)
-        test = _same_channels(test, channels, what, warn=False)
-        n, steps = 500 if n is None else n, 15 if steps is None else steps
-        result, _ = report(ldm, train, test, n, features or None, guidance, steps, seed,
-                           autoguidance)
-    else:
-        dials = dict(n=n, guidance=guidance, steps=steps, autoguidance=autoguidance)
-        if given := [name for name in dials if dials[name] is not None]:
-            raise InputError(f'{listed(given)} are for a model that draws, and {what} '
+    dials = dict(n=n, guidance=guidance, steps=steps, autoguidance=autoguidance)
+    dials = {name: value for name, value in dials.items() if value is not None}
+    if _holds_images(what):
+        if dials:
+            raise InputError(f'{listed(dials)} are for a model that draws, and {what} '
                              'holds images: leave them out')
         measure_it = _measure_array if what.endswith('.npy') else _measure_folder
         result = measure_it(what, data, features, seed)
+    else:
+        result = _measure_model(what, data, features, seed, dials)
     print_report(result)
     if out:
         made = dict(what=what, data=data, device=str(default_device()),

@@ -300,6 +300,7 @@ def built_in(name)->str|None:
         raise InputError(f'data is {name!r}{what}: expected {", ".join(BUILT_IN)} '
                          'or a folder of images')
 
+# %% ../nbs/a_data.ipynb #4c600e3f
 def load_data(name,    # fashion, fashion-full or a folder
               size:int=32, # pixels per side, for a folder: not smoke, lesson, full
               held_out:float=.1, # part of a folder that becomes the test images

@@ -75,7 +75,8 @@ def list_images(path)->tuple: # [Path], {ending: files that are no pictures}, [p
     return files, dict(ignored.most_common()), problems
 
 def _counts(numbers, most=10): # {name: count} in words
-    return listed([f'{shortened(name, 40)}: {n:,}' for name, n in numbers.items()], most)
+    pairs = numbers.items()
+    return listed([f'{shortened(name, 40)}: {n:,}' for name, n in pairs], most)
 
 # %% ../nbs/a_folder.ipynb #482776a2
 _SPLITS = dict(train='train', training='train', val='val', valid='val', dev='val',
@@ -164,9 +165,10 @@ def _doubt_split(names, result):
     said = {name for name in names if {*_words(name)} & set(_SPLITS)}
     parts = {_SPLITS[w] for name in said for w in _words(name) if w in _SPLITS}
     if len(parts) > 1:
-        others = f', but {listed(sorted(names - said))} beside them do not' * (said < names)
-        result.warnings.append(f'the folders {listed(sorted(said))} look like a split of '
-                               f'the data{others}: all are taken for classes')
+        rest = listed(sorted(names - said))
+        others = f', but {rest} beside them do not' if rest else ''
+        result.warnings.append(f'the folders {listed(sorted(said))} look like a split '
+                               f'of the data{others}: all are taken for classes')
 
 def _skip_common(folders, kept): # the folder that all files lie in, taken away
     "Rule 3."
@@ -194,6 +196,7 @@ def arrange(path, files:list)->Arrangement: # files below path
     _name_classes([folders[i] for i in kept], common, result)
     return result
 
+# %% ../nbs/a_folder.ipynb #76bb383e
 def _name_classes(folders, common, result):
     "Classes by the first folder of each file, and what is to be said of them."
     pairs = list(zip(folders, result.given))
@@ -213,8 +216,9 @@ def _name_classes(folders, common, result):
     strange = sorted({f[0] if f else 'no subfolder' for f, given in pairs
                       if given == 'val' or given == 'test'} - set(names))
     if strange:
-        result.warnings.append(f'files of the held-out part lie in {listed(strange)}, '
-                               'which is no class of the training part: it has no labels')
+        result.warnings.append(
+            f'files of the held-out part lie in {listed(strange)}, which is no class of '
+            'the training part: it has no labels')
     held = 'val' if 'val' in result.given else 'test'
     counts = Counter(f[0] for f, given in pairs
                      if f and f[0] in places and given in (None, 'train', held))
@@ -231,11 +235,12 @@ def _doubt_classes(names, count, result):
     written = {}
     for name in names: # Cat and cat, 1 and 01, two ways to write an accent
         same = unicodedata.normalize('NFC', name).casefold()
-        written.setdefault(same.lstrip('0') if same.isdecimal() else same, []).append(name)
+        same = same.lstrip('0') if same.isdecimal() else same
+        written.setdefault(same, []).append(name)
     twins = [' and '.join(v) for v in written.values() if len(v) > 1]
     if twins:
-        result.warnings.append(f'the classes {listed(twins)} differ only in how they are '
-                               'written: rename one folder if they are the same')
+        result.warnings.append(f'the classes {listed(twins)} differ only in how they '
+                               'are written: rename one folder if they are the same')
 
 # %% ../nbs/a_folder.ipynb #002aaecd
 def open_image(path):
@@ -320,7 +325,8 @@ def survey(files:list, title='looking')->tuple: # [Header], {path: why it has no
 # %% ../nbs/a_folder.ipynb #2eb764ae
 def _square(path, size): # a file -> (s, s) or (s, s, 3); floats if it is deep
     im = square_image(open_image(path), size)
-    return np.asarray(im.convert('L') if is_grey(np.asarray(im)) and im.mode == 'RGB' else im)
+    grey = im.mode == 'RGB' and is_grey(np.asarray(im))
+    return np.asarray(im.convert('L') if grey else im)
 
 def _put(levels, row, pixels): # a square into its row, with as many channels
     from PIL import Image
@@ -417,8 +423,8 @@ def _copies(headers): # of one file under several names: notes, warnings
     copies = len(headers) - len({h.key for h in headers})
     notes = [f'{copies:,} are copies of others, byte for byte'] if copies else []
     many = copies > len(headers)/100
-    return notes, [f'{copies:,} of {len(headers):,} pictures are copies of others, byte '
-                   'for byte: they count twice in training and in metrics']*many
+    return notes, [f'{copies:,} of {len(headers):,} pictures are copies of others, '
+                   'byte for byte: they count twice in training and in metrics']*many
 
 # %% ../nbs/a_folder.ipynb #772055a7
 def held_out_mask(keys:list, # of the files, 64 bits each
@@ -471,23 +477,23 @@ def _said(headers, levels, deep, size, found): # notes and warnings
     notes = [f'{len(headers):,} files', *notes, f'{size} x {size}, {mode}', *copies]
     coarse = sum(h.coarse for h in headers)
     if coarse:
-        doubts.append(f'{coarse:,} files have 16 bits a colour, of which the upper 8 are '
-                      'used: save them with 8 bits that fill the range')
+        doubts.append(f'{coarse:,} files have 16 bits a colour, of which the upper 8 '
+                      'are used: save them with 8 bits that fill the range')
     if found:
         low, high = found
         dark = np.mean([np.mean(v < low + (high - low)/10) for v in deep.values()])
         if dark > .99:
             doubts.append(f'{100*dark:.1f} % of the values lie in the lowest tenth of '
-                          f'the range from {low:.6g} to {high:.6g}: look for a file that '
-                          'is unlike the others')
+                          f'the range from {low:.6g} to {high:.6g}: look for a file '
+                          'that is unlike the others')
         notes.append(f'{len(deep):,} of more than 8 bits, scaled from their common '
                      f'range of {low:.6g} to {high:.6g}')
     if 0 < len(deep) < len(headers):
         doubts.append(f'{len(deep):,} files have more than 8 bits and are scaled by '
                       f'their range, {len(headers) - len(deep):,} have not and stay')
     if (most := int(levels.max())) < 64:
-        doubts.append(f'no picture is brighter than level {most} of 255: are they masks, '
-                      'or 12 bits in files of 16?')
+        doubts.append(f'no picture is brighter than level {most} of 255: are they '
+                      'masks, or 12 bits in files of 16?')
     return notes, doubts
 
 # %% ../nbs/a_folder.ipynb #3ab7c246

@@ -449,6 +449,25 @@ def _write_model(self, folder, nets):
         classes=list(self.classes), stats=asdict(self.stats), files=files)
     write_json(folder/'config.json', config | dict(checksum=_config_checksum(config)))
 
+def _read_config(folder):
+    "The config of a saved model, once version, checksum and all files are right."
+    config = read_json(folder/'config.json')
+    if config.get('format') != FORMAT:
+        raise InputError(
+            f'{folder} is of another kind, or was saved in format '
+            f'{config.get("format")} by ldm_nb {config.get("ldm_nb")}; this version '
+            f'reads format {FORMAT}: install the matching version')
+    if config.get('checksum') != _config_checksum(config):
+        raise InputError(f'{folder}/config.json was changed after it was saved: '
+                         'its checksum differs')
+    for name, expected in config['files'].items():
+        if not (folder/name).is_file():
+            raise InputError(f'{folder}/{name} is missing')
+        if _sha256((folder/name).read_bytes()) != expected:
+            raise InputError(f'{folder}/{name} is truncated or was changed after it '
+                             'was saved: its checksum differs')
+    return config
+
 # %% ../nbs/05_training.ipynb #5d4b3761
 @patch
 def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
@@ -510,26 +529,6 @@ def _find_model(name):
         raise InputError(
             f'{name} is not a folder here, and cannot be downloaded from the Hugging '
             f'Face Hub ({type(e).__name__}): check the name and the network') from None
-
-# %% ../nbs/05_training.ipynb #ed75e971
-def _read_config(folder):
-    "The config of a saved model, once version, checksum and all files are right."
-    config = read_json(folder/'config.json')
-    if config.get('format') != FORMAT:
-        raise InputError(
-            f'{folder} is of another kind, or was saved in format '
-            f'{config.get("format")} by ldm_nb {config.get("ldm_nb")}; this version '
-            f'reads format {FORMAT}: install the matching version')
-    if config.get('checksum') != _config_checksum(config):
-        raise InputError(f'{folder}/config.json was changed after it was saved: '
-                         'its checksum differs')
-    for name, expected in config['files'].items():
-        if not (folder/name).is_file():
-            raise InputError(f'{folder}/{name} is missing')
-        if _sha256((folder/name).read_bytes()) != expected:
-            raise InputError(f'{folder}/{name} is truncated or was changed after it '
-                             'was saved: its checksum differs')
-    return config
 
 # %% ../nbs/05_training.ipynb #d1e40012
 def _load_net(folder, part, kind):
@@ -803,6 +802,10 @@ def _agreed(alone, out, data, resume, plan)->dict:
     plans = [_plan(out, plan, resume) if alone.is_main_process else None]
     return broadcast_object_list(plans)[0]
 
+if __name__ == '__main__' and '__file__' in globals(): # as a program, not in a notebook
+    sys.exit('python -m ldm_nb.training has moved: type python -m ldm_nb.commands, '
+             'with the same options')
+
 # %% ../nbs/05_training.ipynb #28fd21fc
 def train_latent_diffusion(data:ImageData,          # not its folder: see load_data
                            out,                     # a new folder, or a run's to resume
@@ -816,9 +819,8 @@ def train_latent_diffusion(data:ImageData,          # not its folder: see load_d
     """Train both stages on `data` and save the model to out/model.
 
     Resumed, a run goes on with what it is given, finished or not: more steps or
-    minutes, another `lr` or `ae_lr`; anything else that differs is an `InputError`.
-    Once stage two has begun, stage one stays as it is: only stage two gets the new
-    budget. With fewer steps than are made, it ends at once."""
+    minutes, another `lr` or `ae_lr`; all else must agree (`InputError`). Once stage two
+    has begun, only that gets the new budget. With fewer steps, it ends at once."""
     _check_budget(minutes, steps)
     out, size, alone = Path(out), size or default_size(), get_accelerator()
     if size not in SIZES:
@@ -847,7 +849,3 @@ def _two_stages(data, out, plan, recipe, resume, alone):
     if alone.is_main_process:
         ldm.save_pretrained(out/'model', overwrite=resume)
     return ldm, dict(autoencoder=one['losses'], denoiser=two['losses'])
-
-if __name__ == '__main__' and '__file__' in globals(): # as a program, not in a notebook
-    sys.exit('python -m ldm_nb.training has moved: type python -m ldm_nb.commands, '
-             'with the same options')
