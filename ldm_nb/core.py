@@ -392,7 +392,8 @@ def progress_bar(iterable=None, every=30., # seconds between lines, if nobody wa
     "A bar of tqdm; in a log, a line now and then instead of a redrawn one."
     from tqdm import tqdm
     if not is_watched():
-        kwargs |= dict(file=_Lines(), mininterval=every, delay=every, ascii=True)
+        kwargs |= dict(file=_Lines(), mininterval=every, maxinterval=float('inf'),
+                       delay=every, ascii=True)
     return tqdm(iterable, **kwargs)
 
 # %% ../nbs/a_core.ipynb #9e4a4b68
