@@ -219,11 +219,6 @@ def _name_classes(folders, common, result):
         result.warnings.append(
             f'files of the held-out part lie in {listed(strange)}, which is no class of '
             'the training part: it has no labels')
-    held = 'val' if 'val' in result.given else 'test'
-    counts = Counter(f[0] for f, given in pairs
-                     if f and f[0] in places and given in (None, 'train', held))
-    counted = _counts({name: counts[name] for name in names})
-    result.notes.append(f'{len(names)} classes, one per subfolder: {counted}')
     _doubt_classes(names, len(training), result)
 
 # %% ../nbs/a_folder.ipynb #c48b28c2
@@ -531,6 +526,9 @@ def read_folder(path, size:int,      # pixels per side, 8 or more
     for text in warned + doubts:
         warnings.warn(text, stacklevel=2)
     labels = arranged.labels and [arranged.labels[h.row] for h, _ in read]
+    if labels:
+        counts = {name: labels.count(k) for k, name in enumerate(arranged.classes)}
+        notes.append(f'{len(counts)} classes, one per subfolder: {_counts(counts)}')
     note = '; '.join(notes + arranged.notes + split)
     return Folder(levels, found, sum(role for _, role in read), labels,
                   arranged.classes, note)
