@@ -160,11 +160,11 @@ def ldm_sample(model:str, # a folder, a shipped name (fashion) or a Hub id
         print(f'as an array: {npy}')
 
 # %% ../nbs/a_commands.ipynb #c10b695a
-def _train_and_report(out, n=500, lr=None, skip_unreadable=False, resume=False, **given):
+def _train_and_report(out, n=500, skip_unreadable=False, resume=False, **given):
     "Train both stages, leave the model, pictures and report.json in `out`."
     out = Path(out)
     run = _as_before(out, resume, given)
-    recipe = _recipe(run['size'], lr)
+    recipe = _recipe(run['size'], run['lr'])
     _check_outside(out, run['data'])
     _check_file(out/'run.json')
     default_device() # complains before anything is read
@@ -215,13 +215,15 @@ def _is_there(data):
 
 def _as_before(out, resume, given):
     "What a run shall be: as given, else as it was if it is resumed, else by default."
-    run = dict(data='fashion', pixels=32, minutes=None, steps=None, size=None, seed=0)
+    run = dict(data='fashion', pixels=32, minutes=None, steps=None, size=None, seed=0,
+               lr=None)
     if resume and not (out/'run.json').is_file():
         raise InputError(f'{out} holds no run to go on with: leave out --resume, or '
                          'give the folder of the run (--out)')
     if resume:
         old = read_json(out/'run.json')
-        run |= {k: v for k, v in (old | old.get('source', {})).items() if k in run}
+        old = old | old.get('source', {}) | dict(lr=old['recipe']['lr'])
+        run |= {k: v for k, v in old.items() if k in run}
         if not given['data'] and not _is_there(run['data']):
             raise InputError(f'{out} was trained on {run["data"]}, which is gone: give '
                              'its new place (--data)')
@@ -239,7 +241,7 @@ def _print_data(name, train, test):
     "What a run trains on, and where."
     if train.note:
         print(f'{name}: {train.note}')
-    c, h, w = train.images.shape[1:]
+    c, h, w = train.levels.shape[1:]
     print(f'{name}: {len(train):,} training and {len(test):,} test images '
           f'of {h} x {w}, {c} channel(s), '
           f'{len(train.classes)} classes; device {default_device()}')
@@ -265,9 +267,9 @@ def ldm_train(# fashion (the default), fashion-full or a folder of images
               lr:float=None,     # learning rate of the denoiser (default: the recipe's)
               skip_unreadable:bool=False): # go on without files that cannot be read
     "Train a latent diffusion model, sample from it and evaluate it."
-    return _train_and_report(out, lr=lr, skip_unreadable=skip_unreadable, resume=resume,
+    return _train_and_report(out, skip_unreadable=skip_unreadable, resume=resume,
                              data=data, minutes=minutes, steps=steps, size=size,
-                             pixels=pixels, seed=seed)
+                             pixels=pixels, seed=seed, lr=lr)
 
 # %% ../nbs/a_commands.ipynb #0a0ad08f
 @command
@@ -312,8 +314,8 @@ def _array_batches(path, batch_size=250):
     return shape, (from_uint8(np.array(part)) for part in parts())
 
 # %% ../nbs/a_commands.ipynb #a0ae3317
-def _common_side(path):
-    "The shorter side that most pictures below `path` have; warns of the others."
+def _common_side(path): # warns of pictures of another size
+    "The shorter side that most pictures below `path` have."
     files, *_ = list_images(path)
     headers, failed = survey(files, f'looking at {path}')
     if not headers:
@@ -345,17 +347,17 @@ def _same_channels(data, wanted, like, warn=True): # grey becomes RGB; or an err
     return data
 
 # %% ../nbs/a_commands.ipynb #ca837ae8
-def _reference(data, side, what):
+def _reference(data, side, skip):
     "Halves of `data` at `side` pixels, or its own parts; warns if that resizes them."
     if not built_in(data):
         headers, _ = survey(list_images(data)[0], f'looking at {data}')
         _warn_resized(data, headers, side)
-    return load_data(data, side, held_out=.5)
+    return load_data(data, side, held_out=.5, skip_unreadable=skip)
 
-def _measure_array(what, data, features, seed):
+def _measure_array(what, data, features, seed, skip):
     "The figures of the images in a `.npy`."
     (n, h, w, c), batches = _array_batches(what)
-    train, test = _reference(data, min(h, w), what)
+    train, test = _reference(data, min(h, w), skip)
     sides = tuple(test.levels.shape[1:])
     if sides != (c, h, w):
         raise InputError(f'{what} holds images of {h} x {w} x {c}, {data} has '
@@ -363,15 +365,15 @@ def _measure_array(what, data, features, seed):
                          'channels): they must agree')
     return _measure(what, batches, data, train, test, features, seed)
 
-def _measure_folder(what, data, features, seed):
+def _measure_folder(what, data, features, seed, skip):
     "The figures of the pictures in a folder."
     side = _common_side(what) if not built_in(data) else None
-    train, test = _reference(data, side, what) if side else load_data(data)
+    train, test = _reference(data, side, skip) if side else load_data(data)
     c, h, w = test.levels.shape[1:]
     if not side:
         headers, _ = survey(list_images(what)[0], f'looking at {what}')
         _warn_resized(what, headers, h)
-    given = image_folder(what, h, value_range=test.value_range)
+    given = image_folder(what, h, None, skip, test.value_range)
     given = _same_channels(given, c, data)
     wanted = given.levels.shape[1]
     train = _same_channels(train, wanted, what)
@@ -407,10 +409,10 @@ def _holds_images(what): # a folder or an array, and no model
                          f'./{what} for the folder, or go elsewhere for the model')
     return what.endswith('.npy') or Path(what).is_dir()
 
-def _measure_model(what, data, features, seed, dials):
+def _measure_model(what, data, features, seed, skip, dials):
     "The figures of samples of a model."
     ldm = LatentDiffusion.from_pretrained(what)
-    parts = load_data(data, max(ldm.image_size),
+    parts = load_data(data, max(ldm.image_size), skip_unreadable=skip,
                       value_range=ldm.card.get('value_range'))
     train, test = (_same_channels(part, ldm.autoencoder.image_channels, what, warn)
                    for part, warn in zip(parts, (True, False)))
@@ -432,7 +434,8 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              seed:int=0, # of those samples, and of the errors
              out:str=None, # also write the figures to this JSON file
              # of samples, too (default 3, or guidance 2 for a model without a guide)
-             autoguidance:float=None):
+             autoguidance:float=None,
+             skip_unreadable:bool=False): # go on without files that cannot be read
     "Measure a model, or images in files, against held-out real images."
     if out:
         _check_file(out, '.json')
@@ -443,9 +446,9 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
             raise InputError(f'{listed(dials)} are for a model that draws, and {what} '
                              'holds images: leave them out')
         measure_it = _measure_array if what.endswith('.npy') else _measure_folder
-        result = measure_it(what, data, features, seed)
+        result = measure_it(what, data, features, seed, skip_unreadable)
     else:
-        result = _measure_model(what, data, features, seed, dials)
+        result = _measure_model(what, data, features, seed, skip_unreadable, dials)
     print_report(result)
     if out:
         made = dict(what=what, data=data, device=str(default_device()),
@@ -478,14 +481,15 @@ def train_only(data:str='fashion', # fashion, fashion-full or a folder of images
                pixels:int=32,
                accumulate:int=1, # parts in which a batch is computed
                seed:int=0, # the same seed and steps, the same model
-               resume:bool=False): # continue a run that was interrupted
+               resume:bool=False, # continue a run that was interrupted
+               skip_unreadable:bool=False): # go on without files that cannot be read
     """Train both stages, in one process or many.
 
     torchrun --nproc_per_node 2 -m ldm_nb.commands --steps 1000
     """
     _check_launch()
     _check_outside(out, data)
-    train, _ = load_data(data, pixels)
+    train, _ = load_data(data, pixels, skip_unreadable=skip_unreadable)
     recipe = replace(_recipe(size, None), accumulate=accumulate)
     train_latent_diffusion(train, out, minutes, steps, size, seed, resume, recipe)
     together = get_accelerator()

@@ -249,8 +249,6 @@ def open_image(path):
             im = ImageOps.exif_transpose(f)
             im.load()
         return _plain(im)
-    except InputError:
-        raise
     except Exception as e:
         raise InputError(f'{path} cannot be read as an image ({_reason(e)}): '
                          'repair or remove it') from None
@@ -396,17 +394,17 @@ def _unreadable(failed, count, skip): # a warning, or an error if not to be skip
 
 def _shapes(headers, size): # notes, warnings
     short = [min(h.size) for h in headers]
-    share = {h.path.name: 100*min(h.size)/max(h.size) for h in headers} # in per cent
+    share = {h.path: 100*min(h.size)/max(h.size) for h in headers} # in per cent
     notes = [f'shorter sides of {min(short):,} to {max(short):,} pixels '
              f'({sum(s < size for s in short):,} enlarged)',
              f'cut to squares, which keep {np.mean(list(share.values())):.0f} % of the '
              'area']
-    narrow = {name: v for name, v in share.items() if v < 25}
+    narrow = {path: v for path, v in share.items() if v < 25}
     warned = []
     if narrow:
         worst = min(narrow, key=narrow.get)
         warned.append(f'{len(narrow):,} pictures keep less than a quarter of their '
-                      f'area as squares, {worst} {narrow[worst]:.0f} %: cut them '
+                      f'area as squares, {worst.name} {narrow[worst]:.0f} %: cut them '
                       'yourself if that is the wrong part')
     paged = [h.path for h in headers if h.paged]
     if paged:
@@ -447,13 +445,16 @@ class Folder:
 def _roles(headers, given, held_out): # of each: True held out, False not, None unused
     if held_out is None:
         return [False]*len(headers), []
-    if not any(given):
+    part = next((p for p in ('val', 'test') if p in given), None)
+    if part:
+        role = {part: True, 'train': False}
+        roles, notes = [role.get(g) for g in given], [f'the part {part} is held out, '
+                                                      'as given']
+    else: # each picture decides; files put aside by the folders stay out
         most = 2000 if held_out < .5 else None
-        return held_out_mask([h.key for h in headers], held_out, most), []
-    part = 'val' if 'val' in given else 'test'
-    role = {part: True, 'train': False}
-    roles = [role.get(g) for g in given]
-    notes = [f'the part {part} is held out, as given']
+        mask = held_out_mask([h.key for h in headers], held_out, most)
+        roles = [None if g == 'aside' else out for g, out in zip(given, mask)]
+        notes = []
     if None in roles:
         notes.append(f'{roles.count(None):,} files of other parts are left aside')
     return roles, notes

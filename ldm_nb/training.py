@@ -713,7 +713,7 @@ def cached_latents(autoencoder, images:Tensor,
         save_tensors(path, kept, made_of | dict(latents=fingerprint(kept)))
     return latents
 
-def _stage_one(images, data, recipe, seed, out, alone, **budget):
+def _stage_one(images, seen, recipe, seed, out, alone, **budget):
     "The run, the statistics, the standardised latents. `KeyboardInterrupt` if stopped."
     kept = out/'checkpoints'
     budget['checkpoint'] = kept/'autoencoder'
@@ -726,7 +726,7 @@ def _stage_one(images, data, recipe, seed, out, alone, **budget):
         latents = cached_latents(one['model'], images, kept/'latents.safetensors')
     stats = latent_stats(one['model'], images, latents)
     if alone.is_main_process: # for a model made of checkpoints
-        about = dict(seen=data.hashes()), dict(stats=asdict(stats))
+        about = dict(seen=seen), dict(stats=asdict(stats))
         save_tensors(kept/'about.safetensors', *about)
     return one, stats, stats.normalize(latents)
 
@@ -836,8 +836,8 @@ def train_latent_diffusion(data:ImageData,          # not its folder: see load_d
 
 def _two_stages(data, out, plan, recipe, resume, alone):
     seed, multiple = plan['seed'], recipe.f*2**(len(recipe.widths) - 1)
-    images = pad_images(data.levels, multiple)
-    one, stats, latents = _stage_one(images, data, recipe, seed, out, alone,
+    images, seen = pad_images(data.levels, multiple), data.hashes()
+    one, stats, latents = _stage_one(images, seen, recipe, seed, out, alone,
                                      **plan['budgets']['autoencoder'])
     two = train_denoiser(latents, data.labels, stats, recipe, len(plan['classes']),
                          seed, checkpoint=out/'checkpoints'/'denoiser',
@@ -845,7 +845,7 @@ def _two_stages(data, out, plan, recipe, resume, alone):
     ldm = LatentDiffusion(one['model'], stats, two['model'], two['ema'],
                           recipe.schedule, recipe.prediction_type,
                           data.levels.shape[-2:], plan['classes'],
-                          _card(plan, one, two), two['guide'], data.hashes())
+                          _card(plan, one, two), two['guide'], seen)
     if alone.is_main_process:
         ldm.save_pretrained(out/'model', overwrite=resume)
     return ldm, dict(autoencoder=one['losses'], denoiser=two['losses'])

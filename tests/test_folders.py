@@ -325,6 +325,22 @@ def test_what_a_square_loses_is_said(tmp_path):
     assert '1 pictures keep less than a quarter of their area as squares, wide.png 2 %' in said[0]
 
 
+def test_pictures_of_one_name_in_two_folders_count_twice(tmp_path):
+    noise(tmp_path/'a'/'1.png', (400, 10))
+    noise(tmp_path/'b'/'1.png', (30, 30))
+    data, said = read(tmp_path)
+    assert 'which keep 51 % of the area' in data.note
+    assert any('1 pictures keep less than a quarter' in text for text in said)
+
+
+def test_a_part_without_labels_is_put_aside_and_the_rest_is_split(tmp_path):
+    filled(tmp_path, 'train/cat', 'train/dog', count=40)
+    filled(tmp_path, 'unlabeled', count=30)
+    train, test = load_data(tmp_path, 8)
+    assert len(train) + len(test) == 80 and len(test) >= 4 and train.classes == ('cat', 'dog')
+    assert '30 files of other parts are left aside' in test.note
+
+
 def test_all_unreadable_files_are_named_at_once(tmp_path):
     filled(tmp_path, 'cat', 'dog', count=20)
     for i in (3, 7):

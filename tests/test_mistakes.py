@@ -80,6 +80,11 @@ def test_unreadable_files_are_skipped_if_asked(pictures, tmp_path):
     assert '3 of 33 files' in said and all(f'broken-{i}.png' in said for i in range(3))
     run = train('--data', 'data', '--out', 'r', '--skip-unreadable', cwd=tmp_path)
     assert run.returncode == 0 and 'are skipped' in run.stderr, run
+    for what in 'r', 'data':
+        args = 'ldm_eval', what, '--data', 'data', '--features', 'pixels'
+        assert '--skip-unreadable' in line(shell(*args, cwd=tmp_path), 'ldm_eval')
+        run = shell(*args, '--skip-unreadable', cwd=tmp_path)
+        assert run.returncode == 0 or 'metrics are left out' in run.stderr, run
 
 
 def test_a_folder_named_like_the_data(tmp_path):
@@ -198,6 +203,9 @@ def test_a_finished_run_goes_on_for_longer(tmp_path):
     assert steps() == dict(autoencoder=1, denoiser=1)
     run = shell('ldm_train', '--resume', '--out', 'r', '--steps', 4, '--lr', '0.0001', cwd=tmp_path)
     assert run.returncode == 0 and steps() == dict(autoencoder=1, denoiser=4), run
+    run = shell('ldm_train', '--resume', '--out', 'r', '--steps', 5, cwd=tmp_path) # the rate stays
+    card = json.loads((tmp_path/'r'/'model'/'card.json').read_text())
+    assert run.returncode == 0 and card['recipe']['lr'] == .0001, run
     said = line(shell('ldm_train', '--resume', '--out', 'r', '--steps', 6, '--seed', 1, cwd=tmp_path), 'ldm_train')
     assert 'seed' in said and len(said) < 300
     filled(tmp_path, 'other', count=30)
