@@ -101,18 +101,13 @@ def fingerprint(self:ImageData)->str:
     return fingerprint({'images': self.levels} | labels)
 
 # %% ../nbs/a_data.ipynb #bf3742d3
-def _counted(names, counts, most): # of classes
-    "How many images each of the first `most` classes has, in words."
-    pairs = zip(names, counts)
-    return listed([f'{shortened(name, 40)}: {n:,}' for name, n in pairs], most)
-
 @patch
 def __repr__(self:ImageData):
     c, h, w = self.levels.shape[1:]
     lines = [f'{self.name}: {len(self):,} images of {h} x {w} x {c}']
     if self.classes and self.labels is not None:
         lines.append(f'{len(self.classes)} classes: '
-                     f'{_counted(self.classes, self.counts, 3)}')
+                     f'{counted(dict(zip(self.classes, self.counts)), 3)}')
     return '\n'.join(lines + [self.note]*bool(self.note))
 
 # %% ../nbs/a_data.ipynb #562608b8

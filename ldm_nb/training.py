@@ -315,12 +315,8 @@ def _latent_shape(self:LatentDiffusion): # (c, h/f, w/f)
 @patch
 def _check_room(self:LatentDiffusion, n, steps):
     "`InputError` for more images than memory can hold, or steps beyond all use."
-    import psutil
-    free = psutil.virtual_memory().available
     needed = 8*n*self.autoencoder.image_channels*math.prod(self.image_size)
-    if needed > free:
-        raise InputError(f'n is {n:,}: so many images need {needed//10**9:,} GB, and '
-                         f'{free/1e9:.3g} GB are available: draw fewer at a time')
+    check_memory(needed, f'{n:,} images', 'draw fewer at a time')
     if steps > 10_000:
         raise InputError(f'steps is {steps:,}: 10,000 at most, and 15 are usual')
 

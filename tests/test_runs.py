@@ -513,7 +513,7 @@ def test_sample_names_what_is_wrong(shipped, given):
 
 @pytest.mark.parametrize('given', [dict(n=10**20), dict(n=10**400), dict(steps=10**20)])
 def test_more_than_a_machine_can_hold(shipped, given):
-    words = '10,000 at most' if 'steps' in given else 'GB are available: draw fewer'
+    words = '10,000 at most' if 'steps' in given else 'MB are available: draw fewer'
     with pytest.raises(InputError, match=words):
         shipped.sample(**given)
 
