@@ -206,7 +206,7 @@ def check_sides(x:Tensor, multiple:int):
                          f'needs both sides to be a multiple of {multiple}')
 
 def _rescaled(x0, plain, share): # (b, ...) both: x0 with the deviation of plain
-    "Lin et al. 2024, eq. 15 and 16, in this share."
+    "Lin et al. 2024, section 3.4, in this share."
     dims = tuple(range(1, x0.ndim))
     ratio = plain.std(dims, keepdim=True)/x0.std(dims, keepdim=True)
     return x0*(1 + share*(ratio - 1))
