@@ -50,12 +50,15 @@ def sample_chain(denoise,        # (x_t, t) -> (x0, eps), with t a 0-d tensor
                  num_steps=50,   # calls of the denoiser
                  eta=0.,         # 0: deterministic (DDIM); 1: ancestral (DDPM)
                  generator=None, # CPU generator of the fresh noise, for eta > 0
-                 callback=None   # called with (step, x_t, x0) after each step
+                 callback=None,  # called with (step, x_t, x0) after each step
+                 times=None      # falling, instead of num_steps: (num_steps + 1,)
                 )->Tensor:       # like x
     """Walk from noise at t = 1 to data at t = 0 in `num_steps` equal steps of t.
 
     `denoise` guesses the clean data and the noise in x_t."""
-    times = torch.linspace(1, 0, num_steps + 1, device=x.device)
+    if times is None:
+        times = torch.linspace(1, 0, num_steps + 1)
+    times = times.to(x.device)
     for step, (t, s) in enumerate(zip(times[:-1], times[1:])):
         (α_t, σ_t), (α_s, σ_s) = schedule(t), schedule(s)
         x0, eps = denoise(x, t)
@@ -312,15 +315,23 @@ def forward(self:DiT, x, t, labels=None):
     return unpatchify(self.out(self.norm(tokens)*(1 + scale) + shift), p, h, w)
 
 # %% ../nbs/04_denoiser.ipynb #d4d024bc
+def _rescaled(x0, plain, share): # Lin et al. 2024, eq. 15 and 16, on x0
+    dims = list(range(1, x0.ndim))
+    ratio = plain.std(dims, keepdim=True)/x0.std(dims, keepdim=True)
+    return x0*(share*ratio + 1 - share)
+
 def guided(model,              # (x_t, t, labels) -> prediction
            labels:Tensor|None, # (b,), or None for no condition
            schedule,           # a Schedule
            prediction_type='flow_prediction', # one of PREDICTIONS
            guidance:float=1.,  # 0: ignore labels; 1: follow them; more: exaggerate them
            guide=None,         # a weaker network for the same task
-           autoguidance:float=1. # more than 1: away from the guide
+           autoguidance:float=1., # more than 1: away from the guide
+           interval=(0., 1.),  # times (from, to) in which it guides
+           rescale:float=0.,   # share of the contrast by guidance that is taken back
+           negative=None       # (b,), labels to go away from, instead of no label
           )->object:           # a function (x_t, t) -> (x0, eps)
-    """The denoiser that `sample_chain` wants, led away from worse predictions.
+    """The denoiser that a sampler wants, led away from worse predictions.
 
     p + (guidance - 1)(p - p without label) + (autoguidance - 1)(p - the guide's p),
     with p the prediction (Ho and Salimans 2021, Karras et al. 2024)."""
@@ -330,15 +341,22 @@ def guided(model,              # (x_t, t, labels) -> prediction
     if labels is not None and guidance == 0:
         labels, guidance = torch.full_like(labels, model.num_classes), 1.
     def denoise(x, t):
-        times = t.expand(len(x))
-        if labels is None or guidance == 1:
+        times, on = t.expand(len(x)), interval[0] <= t <= interval[1]
+        if labels is None or guidance == 1 or not on:
             prediction = p = model(x, times, labels)
         else:
             none = torch.full_like(labels, model.num_classes)
+            away = none if negative is None else negative
             p, without = model(torch.cat([x, x]), times.repeat(2),
-                               torch.cat([labels, none])).chunk(2)
+                               torch.cat([labels, away])).chunk(2)
             prediction = p + (guidance - 1)*(p - without)
-        if autoguidance != 1:
+        if autoguidance != 1 and on:
             prediction = prediction + (autoguidance - 1)*(p - guide(x, times, labels))
-        return to_x0_eps(prediction_type, prediction, x, *schedule(t))
+        x0, eps = to_x0_eps(prediction_type, prediction, x, *schedule(t))
+        if rescale and on:
+            plain = to_x0_eps(prediction_type, p, x, *schedule(t))[0]
+            x0 = _rescaled(x0, plain, rescale)
+            α, σ = schedule(t)
+            eps = (x - α*x0)/σ.clamp(min=1e-6)
+        return x0, eps
     return denoise
