@@ -132,7 +132,7 @@ def ldm_sample(model:str, # a folder, a shipped name (fashion) or a Hub id
                label:str=None,
                # 0 ignores labels, 1 follows them, more exaggerates them
                guidance:float=None,
-               steps:int=15, # of the sampler
+               steps:int=None, # of the sampler (default 8, or the model's own)
                seed:int=0,   # the same seed, the same images
                # picture of all images (.png, .jpg, .webp ...), or, with a / at the end,
                # a new folder that gets one file for each
@@ -142,14 +142,18 @@ def ldm_sample(model:str, # a folder, a shipped name (fashion) or a Hub id
                # more than 1: away from the guide, an early checkpoint of the denoiser
                # (default 3, or guidance 2 where there is none)
                autoguidance:float=None,
-               unfinished:bool=False): # from the newest checkpoint of a run
+               unfinished:bool=False, # from the newest checkpoint of a run
+               sampler:str=None, # ddpm, ddim, euler, heun or dpm (the default)
+               spacing:str=None, # of its times: uniform, snr, karras or trailing
+               negative:str=None): # class to go away from, instead of no class
     "Draw images from a trained latent diffusion model."
     _check_out(out)
     if npy:
         _check_file(npy, '.npy')
     ldm = LatentDiffusion.from_pretrained(model, unfinished=unfinished)
     images = ldm.sample(n, label, guidance, steps, seed, progress=True,
-                        autoguidance=autoguidance)
+                        autoguidance=autoguidance, sampler=sampler, spacing=spacing,
+                        negative=negative)
     if _is_folder(out):
         _save_folder(out, images)
     else:
@@ -430,7 +434,7 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              features:str=None,
              n:int=None, # samples to draw from a model (default 500)
              guidance:float=None, # of those samples
-             steps:int=None, # of the sampler (default 15)
+             steps:int=None, # of the sampler (default 8, or the model's own)
              seed:int=0, # of those samples, and of the errors
              out:str=None, # also write the figures to this JSON file
              # of samples, too (default 3, or guidance 2 for a model without a guide)

@@ -50,12 +50,15 @@ def sample_chain(denoise,        # (x_t, t) -> (x0, eps), with t a 0-d tensor
                  num_steps=50,   # calls of the denoiser
                  eta=0.,         # 0: deterministic (DDIM); 1: ancestral (DDPM)
                  generator=None, # CPU generator of the fresh noise, for eta > 0
-                 callback=None   # called with (step, x_t, x0) after each step
+                 callback=None,  # called with (step, x_t, x0) after each step
+                 times=None      # falling, instead of num_steps: (num_steps + 1,)
                 )->Tensor:       # like x
     """Walk from noise at t = 1 to data at t = 0 in `num_steps` equal steps of t.
 
     `denoise` guesses the clean data and the noise in x_t."""
-    times = torch.linspace(1, 0, num_steps + 1, device=x.device)
+    if times is None:
+        times = torch.linspace(1, 0, num_steps + 1)
+    times = times.to(x.device)
     for step, (t, s) in enumerate(zip(times[:-1], times[1:])):
         (α_t, σ_t), (α_s, σ_s) = schedule(t), schedule(s)
         x0, eps = denoise(x, t)
@@ -336,7 +339,7 @@ def guided(model,              # (x_t, t, labels) -> prediction
            rescale:float=0.,   # share in which x0 gets back the unguided deviation
            negative:Tensor|None=None # (b,), labels to go away from; None: no class
           )->object:           # a function (x_t, t) -> (x0, eps)
-    """The denoiser that `sample_chain` wants, led away from worse predictions.
+    """The denoiser that a sampler wants, led away from worse predictions.
 
     p + (guidance - 1)(p - p without label) + (autoguidance - 1)(p - the guide's p),
     with p the prediction (Ho and Salimans 2021, Karras et al. 2024)."""
@@ -362,5 +365,5 @@ def guided(model,              # (x_t, t, labels) -> prediction
             return x0, eps
         plain = to_x0_eps(prediction_type, p, x, α, σ)[0]
         x0 = _rescaled(x0, plain, rescale)
-        return x0, (x - α*x0)/σ
+        return x0, (x - α*x0)/σ.clamp(min=1e-6)
     return denoise

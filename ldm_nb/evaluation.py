@@ -455,7 +455,7 @@ def _trained_on(ldm, train, test): # as evaluate takes it
 
 # %% ../nbs/06_evaluation.ipynb #e8eb01a3
 def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features=None,
-           guidance=None, steps=15, seed=0, autoguidance=None)->tuple: # (dict, images)
+           guidance=None, steps=None, seed=0, autoguidance=None)->tuple: # (dict, images)
     """Sample `n` images and measure them, the autoencoder and the speed.
 
     Classes are drawn as often as they are in `train`. `InputError`, before sampling,
@@ -467,8 +467,8 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
                          f'has {wanted}: hold it against data like its own')
     features = features or default_features(test)
     extract(test[:1], features) # complains about an unknown network
-    guidance, autoguidance = ldm.guidances(guidance, autoguidance)
-    ldm._check_room(n, whole('steps', steps))
+    how = ldm.settings(guidance, autoguidance, steps=steps)
+    ldm._check_room(n, how['steps'])
     fits = ldm.classes and ldm.classes == train.classes and train.labels is not None
     labels = proportional_labels(train.counts, n) if fits else None
     start = time.perf_counter()
@@ -482,8 +482,9 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
         result['notes'].append(f'copies were looked for in {searched:,} of the '
                                f'{learned:,} images that the model was trained on')
     recon = _reconstruction(ldm, train, test, n, features, result['metrics'])
-    result |= dict(reconstruction=recon, guidance=guidance, autoguidance=autoguidance,
-                   sampling_steps=steps, sampling_seed=seed,
+    result |= dict(reconstruction=recon, guidance=how['guidance'],
+                   autoguidance=how['autoguidance'], sampling=how,
+                   sampling_steps=how['steps'], sampling_seed=seed,
                    images_per_second=n/seconds, card=ldm.card)
     return result, images
 
