@@ -22,7 +22,7 @@ from peers import DIRECTIONS, judge
 
 SAMPLES, GUIDANCE = 500, 3. # autoguidance, the model's default
 STEPS = dict(ddpm=(6, 8, 12, 15, 20, 30), ddim=(3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30), heun=(2, 3, 4, 5, 6, 8, 10, 15), dpm=(3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30))
-INTERVALS = ((6, 3., (0., 1.)), (7, 3., (.2, .9)), (7, 4., (.2, .9)), (7, 4., (.25, .9)), (8, 4., (.3, .9)), (8, 4., (.35, .8)), (9, 5., (.4, .7)))
+INTERVALS = ((7, 3., (.2, .9)), (5, 4., (.3, .9)), (6, 4., (.3, .9)), (7, 4., (.2, .9)), (7, 4., (.3, .9)), (8, 4., (.3, .9)), (8, 4., (.35, .8)), (9, 5., (.4, .7)))
 
 
 def unipc(denoise, x, schedule, times, generator=None, callback=None):
@@ -44,7 +44,7 @@ def plan(quick):
     if quick: return [row('ddim', 4), row('dpm', 4), row('dpm', 4, 'snr'), row('dpm', 6, autoguidance=4., interval=(.3, .9))]
     rows = [row(sampler, n) for sampler, counts in STEPS.items() for n in counts]
     rows += [row(sampler, n, spacing) for sampler in ('ddim', 'dpm') for spacing in ('snr', 'karras') for n in (6, 8, 12)]
-    rows += [row('dpm', n, 'uniform', guidance, interval) for n, guidance, interval in INTERVALS if interval != (0., 1.)]
+    rows += [row('dpm', n, 'uniform', guidance, interval) for n, guidance, interval in INTERVALS]
     return rows + [row('unipc', n) for n in (6, 8, 12) if find_spec('diffusers')]
 
 

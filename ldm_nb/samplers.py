@@ -93,7 +93,7 @@ def time_at(ratio:Tensor, # of any shape, wanted values of sigma/alpha
         α, σ = schedule(middle)
         later = σ < ratio*α
         low, high = torch.where(later, middle, low), torch.where(later, high, middle)
-    return (low + high)/2
+    return high
 
 # %% ../nbs/07_samplers.ipynb #07a00021
 SPACINGS = 'uniform', 'snr', 'karras', 'trailing'
@@ -105,23 +105,22 @@ def spaced_times(spacing:str,     # one of SPACINGS
                  power=7.         # of karras
                 )->Tensor:        # (num_steps + 1,), float64, from 1 to 0
     """The ends of the steps: even in t, in log-SNR, or in a root of sigma/alpha.
-    snr and karras need finite levels: from t = 1 to t = 0.001, within the cuts."""
-    even = torch.linspace(1, 0, whole('num_steps', num_steps) + 1, dtype=torch.float64)
+    snr and karras go from t = 1 to t = 0.001, but not beyond the cuts, then to 0."""
     if spacing not in SPACINGS:
         raise InputError(f'spacing is {spacing!r}: choose one of {", ".join(SPACINGS)}')
+    n, T = whole('num_steps', num_steps), getattr(schedule, 'T', 1000)
+    times = torch.linspace(1, 0, n + 1, dtype=torch.float64)
     if spacing == 'uniform':
-        return even
-    if spacing == 'trailing':
-        T = getattr(schedule, 'T', 1000)
-        return (even*T).round()/T
-    α, σ = schedule(torch.tensor([1., .001], dtype=torch.float64))
-    first, last = (σ/α.clamp(min=1e-9)).clamp(lowest, highest)
-    share = torch.linspace(0, 1, num_steps, dtype=torch.float64)
-    if spacing == 'snr':
-        levels = first**(1 - share)*last**share
-    else:
-        levels = ((1 - share)*first**(1/power) + share*last**(1/power))**power
-    return torch.cat([even[:1], time_at(levels[1:], schedule), even[-1:]])
+        return times
+    if spacing in ('snr', 'karras'):
+        α, σ = schedule(torch.tensor([1., .001], dtype=torch.float64))
+        first, last = (σ/α.clamp(min=1e-9)).clamp(lowest, highest)
+        share = torch.linspace(0, 1, n, dtype=torch.float64)
+        roots = (1 - share)*first**(1/power) + share*last**(1/power)
+        levels = roots**power if spacing == 'karras' else first**(1 - share)*last**share
+        times[1:-1] = time_at(levels[1:], schedule)
+    chain = hasattr(schedule, 'alpha_bar') # which has whole steps only
+    return (times*T).round()/T if chain else times
 
 # %% ../nbs/07_samplers.ipynb #07a00024
 SAMPLERS = dict(ddpm=ddpm, ddim=ddim, euler=euler, heun=heun, dpm=dpm)
