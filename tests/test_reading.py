@@ -8,11 +8,12 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 BASE = ['core', 'schematics', 'folder', 'data', 'loop'] # the workshop below the course
-COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'joint', 'baselines']
+COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'joint', 'baselines']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
-             commands=[*BASE, *COURSE[:6], 'features'],
-             exercises=[*BASE, 'answers_model', 'answers_beyond'],
+             commands=[*BASE, *COURSE[:7], 'features'],
+             exercises=[*BASE, 'answers_model', 'answers_sampling', 'answers_beyond'],
              answers_model=[*BASE, 'exercises', *COURSE[:4]], # test_lesson.py holds each
+             answers_sampling=[*BASE, 'exercises', *COURSE[:7], 'features'],
              answers_beyond=[*BASE, 'exercises', *COURSE, 'features']) # grader to its chapter
 
 
