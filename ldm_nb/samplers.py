@@ -34,7 +34,7 @@ def euler(denoise,        # (x_t, t) -> (x0, eps), with t a 0-d tensor
 
 # %% ../nbs/07_samplers.ipynb #07a00011
 def ddim(denoise, x:Tensor, schedule, times:Tensor, generator=None, callback=None,
-         eta=0. # 0: no fresh noise; 1: as much as in `ddpm`
+         eta=0. # 0: no fresh noise; 1: that of ddpm
         )->Tensor:
     "Song et al. 2021, eq. 12: `sample_chain` at any times; at eta = 0 it is `euler`."
     return sample_chain(denoise, x, schedule, eta=eta, generator=generator,
