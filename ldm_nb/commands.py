@@ -132,7 +132,7 @@ def ldm_sample(model:str, # a folder, a shipped name (fashion) or a Hub id
                label:str=None,
                # 0 ignores labels, 1 follows them, more exaggerates them
                guidance:float=None,
-               steps:int=None, # of the sampler (default 8, or the model's own)
+               steps:int=None, # of the sampler (default 7, or the model's own)
                seed:int=0,   # the same seed, the same images
                # picture of all images (.png, .jpg, .webp ...), or, with a / at the end,
                # a new folder that gets one file for each
@@ -434,7 +434,7 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              features:str=None,
              n:int=None, # samples to draw from a model (default 500)
              guidance:float=None, # of those samples
-             steps:int=None, # of the sampler (default 8, or the model's own)
+             steps:int=None, # of the sampler (default 7, or the model's own)
              seed:int=0, # of those samples, and of the errors
              out:str=None, # also write the figures to this JSON file
              # of samples, too (default 3, or guidance 2 for a model without a guide)

@@ -163,6 +163,8 @@ def sample(self:LatentDiffusion,
           )->Tensor:         # (n, c, h, w) in [-1, 1]
     """Draw `n` images. The same seed gives the same images on one device.
     What is None is as `settings` says. `InputError` names what cannot be used."""
+    if negative is not None and guidance is None:
+        guidance = 2. # which goes away from it
     how = self.settings(guidance, autoguidance, steps=steps, eta=eta, sampler=sampler,
                         spacing=spacing, interval=interval, rescale=rescale)
     n, batch = whole('n', n), whole('batch_size', batch_size or self._batch)
@@ -318,7 +320,7 @@ def _check_room(self:LatentDiffusion, n, steps):
     needed = 8*n*self.autoencoder.image_channels*math.prod(self.image_size)
     check_memory(needed, f'{n:,} images', 'draw fewer at a time')
     if steps > 10_000:
-        raise InputError(f'steps is {steps:,}: 10,000 at most, and 8 are usual')
+        raise InputError(f'steps is {steps:,}: 10,000 at most, and 7 are usual')
 
 @patch(as_prop=True)
 def _batch(self:LatentDiffusion): return batch_for(*self.image_size)
@@ -424,8 +426,8 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
     return guidance, autoguidance
 
 # %% ../nbs/05_training.ipynb #5e77b1a6
-SAMPLING = dict(steps=8, sampler='dpm', spacing='uniform', eta=0., interval=(0., 1.),
-                rescale=0.) # what `sample` does by itself
+SAMPLING = dict(steps=7, sampler='dpm', spacing='uniform', eta=0., interval=(.2, .9),
+                rescale=0.) # what `sample` does by itself: 12 evaluations (chapter 07)
 
 @patch
 def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
@@ -434,14 +436,19 @@ def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
     """All settings of `sample`, with these, and its own for those that are None.
 
     A model may bring its own (`sampling`). `InputError` names what cannot be used."""
-    how, own = SAMPLING | self.sampling, self.sampling
-    if guidance is None and autoguidance is None:
-        guidance, autoguidance = own.get('guidance'), own.get('autoguidance')
-    guidance, autoguidance = self.guidances(guidance, autoguidance)
+    how, built_in = SAMPLING | self.sampling, self.sampling.get('guidance')
+    if built_in and not (guidance is None and autoguidance is None):
+        raise InputError('this model was distilled from a guided one and has no dial '
+                         'for it: leave guidance and autoguidance out')
+    guidance, autoguidance = self.guidances(built_in if guidance is None else guidance,
+                                             autoguidance)
     if given.get('eta') and given.get('sampler') is None:
         how['sampler'] = 'ddim' # the one that has an eta
     how |= {k: v for k, v in given.items() if v is not None}
-    first, last = (_number('interval', v, 0, 1) for v in how['interval'])
+    interval = how['interval']
+    if not isinstance(interval, (tuple, list)) or len(interval) != 2:
+        raise InputError(f'interval is {interval!r}: expected two times (from, to)')
+    first, last = (_number('interval', v, 0, 1) for v in interval)
     return how | dict(
         steps=whole('steps', how['steps']), eta=_number('eta', how['eta'], 0, 1),
         rescale=_number('rescale', how['rescale'], 0, 1), interval=(first, last),
