@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['grade_half_width', 'grade_straight_middle', 'grade_standardise', 'grade_drop_labels', 'grade_better_recipe',
-           'grade_perfect_coverage', 'grade_my_kid', 'grade_difference', 'grade_attack', 'grade_reconstruction_weight',
+           'grade_perfect_coverage', 'grade_my_kid', 'grade_difference', 'grade_attack', 'grade_guided_guess',
+           'grade_evaluations', 'grade_combine', 'grade_rescale', 'grade_kept_both', 'grade_reconstruction_weight',
            'grade_epsilon_loss_at', 'grade_two_stage_loss', 'grade_rank_of', 'grade_no_collapse', 'grade_conv_gflop',
            'grade_half_penalty', 'grade_game_value', 'grade_tamed']
 
@@ -195,6 +196,85 @@ def grade_attack(answer):
                     f'{precision:.2f}. Change what they average over')
     if classifier < 25:
         raise Wrong(f'the classifier is not disgusted yet: {classifier:.1f} floors of 25')
+
+# %% ../nbs/a_answers_beyond.ipynb #ccf9ecd4
+def grade_guided_guess(answer):
+    "The two means are 0 and 1, so the guided guess is g itself."
+    compare(answer, 4.,
+            {'that is the way beyond the good guess: add it to that guess': 3.,
+             'at g = 1 you are at the good guess: g - 1 differences lie beyond it': 5.,
+             'that is the guess without guidance, at g = 1': 1.},
+            'how far are the two guesses apart, and where does the walk begin?')
+
+def grade_evaluations(answer):
+    "Counted in whole twentieths."
+    inside = sum(4 <= k <= 14 for k in range(1, 21))
+    compare(answer, 20 + inside,
+            {'outside of the interval one evaluation is enough': 40,
+             'the ends belong to the interval': 20 + inside - 2,
+             'every step has one evaluation, and some have one more': inside,
+             'guidance costs a second evaluation where it is used': 20},
+            'count the steps whose t lies between 0.2 and 0.7')
+
+# %% ../nbs/a_answers_beyond.ipynb #f1f39807
+def grade_combine(answer):
+    "Against the sum of the three with weights g + a - 1, 1 - g and 1 - a."
+    p, worse, weak = torch.randn(3, 4, 5, dtype=torch.float64, generator=generator('mix'))
+    def total(f): # two pairs of strengths
+        return torch.stack([f(2.5, 3.), f(1., 1.5)])
+    def weighted(g, a): return (g + a - 1)*p + (1 - g)*worse + (1 - a)*weak
+    compare(total(lambda g, a: answer(p, worse, weak, g, a)), total(weighted),
+            {'at strength 1 nothing may change: multiply by the strength minus 1':
+             total(lambda g, a: p + g*(p - worse) + a*(p - weak)),
+             'p is counted twice: add the two differences to it once':
+             total(lambda g, a: weighted(g, a) + p),
+             'the other way: from the worse prediction to p, and beyond':
+             total(lambda g, a: p - (g - 1)*(p - worse) - (a - 1)*(p - weak)),
+             'the difference to the guide is missing': total(lambda g, a: weighted(g, 1.)),
+             'the difference to the negative label is missing':
+             total(lambda g, a: weighted(1., a))},
+            'p plus two differences, each times its strength minus 1', tol=1e-6)
+
+def grade_rescale(answer):
+    "Against each sample's numbers in one row."
+    x0, plain = torch.randn(2, 3, 2, 4, 4, dtype=torch.float64, generator=generator('size'))
+    x0 = x0*torch.tensor([1., 2., 3.]).view(3, 1, 1, 1) + .5
+    def ratio(v): return (plain.flatten(1).std(1)/v.flatten(1).std(1)).view(3, 1, 1, 1)
+    def mixed(r): return x0*(1 + .7*(r - 1))
+    def by(dims): return plain.std(dims, keepdim=True)/x0.std(dims, keepdim=True)
+    compare(answer(x0, plain, .7), mixed(ratio(x0)),
+            {'share is that of the rescaled one': x0*(1 + .3*(ratio(x0) - 1)),
+             'the ratio is upside down': mixed(1/ratio(x0)),
+             'each sample has a ratio of its own': mixed(plain.std()/x0.std()),
+             'one ratio for a sample, not one for each channel': mixed(by((2, 3))),
+             'the share is not used': x0*ratio(x0)},
+            'deviation of plain over that of x0, for each sample', tol=1e-6)
+
+# %% ../nbs/a_answers_beyond.ipynb #7c440a72
+def grade_kept_both(answer):
+    "The exact density of the toy's guided left class, summed on a grid."
+    from ldm_nb.guidance import Mixture, guided_density, square_grid
+    try:
+        guidance, (low, high) = answer
+    except (TypeError, ValueError):
+        raise Wrong('give the strength and the interval, as 3., (.2, .7)')
+    if not 0 <= low < high <= 1:
+        raise Wrong('the interval is (earliest, latest) t, both from 0 to 1')
+    centres = torch.tensor([[-1.4, .7], [-.3, -.7], [.9, -.7]], dtype=torch.float64)
+    left = Mixture(centres[:2], torch.tensor([.5, .5], dtype=torch.float64), .35)
+    whole = Mixture(centres, torch.tensor([.25, .25, .5], dtype=torch.float64), .35)
+    points, area = square_grid(-5., 3.5, 90)
+    p = guided_density([(guidance, left), (1 - guidance, whole)], points, (low, high))
+    p = area*p/(area*p).sum()
+    known = (p*(left.log_density(points) - whole.log_density(points)).exp()/2).sum()
+    outliers = p[torch.cdist(points, left.centres).min(1).values > 3*left.std].sum()
+    lower = p[points[:, 1] < 0].sum()
+    if known < .99:
+        raise Wrong(f'only {known:.1%} are recognised: guide more, or longer')
+    if outliers > .02:
+        raise Wrong(f'{outliers:.1%} are outliers: guide less where there is much noise')
+    if lower < .42:
+        raise Wrong(f'the lower blob keeps {lower:.1%}: begin later')
 
 # %% ../nbs/a_answers_beyond.ipynb #5a239ab2
 def grade_reconstruction_weight(answer):

@@ -208,6 +208,19 @@ def check_sides(x:Tensor, multiple:int):
         raise InputError(f'latents are {x.shape[-2]} x {x.shape[-1]}: this network '
                          f'needs both sides to be a multiple of {multiple}')
 
+def _rescaled(x0, plain, share): # (b, ...) both: x0 with the deviation of plain
+    "Lin et al. 2024, section 3.4, in this share."
+    dims = tuple(range(1, x0.ndim))
+    ratio = plain.std(dims, keepdim=True)/x0.std(dims, keepdim=True)
+    return x0*(1 + share*(ratio - 1))
+
+def _labels_and_away(labels, negative, model): # (b,) or None each: what is compared
+    if labels is None and negative is None:
+        return None, None
+    given = negative if labels is None else labels
+    none = torch.full_like(given, model.num_classes)
+    return [none if v is None else v for v in (labels, negative)]
+
 # %% ../nbs/04_denoiser.ipynb #15fa951f
 @patch
 def forward(self:UNet, x, t, labels=None):
@@ -315,11 +328,6 @@ def forward(self:DiT, x, t, labels=None):
     return unpatchify(self.out(self.norm(tokens)*(1 + scale) + shift), p, h, w)
 
 # %% ../nbs/04_denoiser.ipynb #d4d024bc
-def _rescaled(x0, plain, share): # Lin et al. 2024, eq. 15 and 16, on x0
-    dims = list(range(1, x0.ndim))
-    ratio = plain.std(dims, keepdim=True)/x0.std(dims, keepdim=True)
-    return x0*(share*ratio + 1 - share)
-
 def guided(model,              # (x_t, t, labels) -> prediction
            labels:Tensor|None, # (b,), or None for no condition
            schedule,           # a Schedule
@@ -327,9 +335,9 @@ def guided(model,              # (x_t, t, labels) -> prediction
            guidance:float=1.,  # 0: ignore labels; 1: follow them; more: exaggerate them
            guide=None,         # a weaker network for the same task
            autoguidance:float=1., # more than 1: away from the guide
-           interval=(0., 1.),  # times (from, to) in which it guides
-           rescale:float=0.,   # share of the contrast by guidance that is taken back
-           negative=None       # (b,), labels to go away from, instead of no label
+           interval=(0., 1.),  # times at which it guides; at others it follows labels
+           rescale:float=0.,   # share in which x0 gets back the unguided deviation
+           negative:Tensor|None=None # (b,), labels to go away from; None: no class
           )->object:           # a function (x_t, t) -> (x0, eps)
     """The denoiser that a sampler wants, led away from worse predictions.
 
@@ -338,25 +346,24 @@ def guided(model,              # (x_t, t, labels) -> prediction
     if autoguidance != 1 and guide is None:
         raise InputError(f'autoguidance is {autoguidance}, and there is no guide: '
                          'pass the network to go away from')
-    if labels is not None and guidance == 0:
-        labels, guidance = torch.full_like(labels, model.num_classes), 1.
+    labels, away = _labels_and_away(labels, negative, model)
+    if away is not None and guidance == 0:
+        labels, guidance = away, 1.
     def denoise(x, t):
-        times, on = t.expand(len(x)), interval[0] <= t <= interval[1]
-        if labels is None or guidance == 1 or not on:
-            prediction = p = model(x, times, labels)
+        α, σ = schedule(t)
+        times, guides = t.expand(len(x)), interval[0] <= t <= interval[1]
+        if away is None or guidance == 1 or not guides:
+            p = worse = model(x, times, labels)
         else:
-            none = torch.full_like(labels, model.num_classes)
-            away = none if negative is None else negative
-            p, without = model(torch.cat([x, x]), times.repeat(2),
-                               torch.cat([labels, away])).chunk(2)
-            prediction = p + (guidance - 1)*(p - without)
-        if autoguidance != 1 and on:
+            p, worse = model(torch.cat([x, x]), times.repeat(2),
+                             torch.cat([labels, away])).chunk(2)
+        prediction = p + (guidance - 1)*(p - worse)
+        if autoguidance != 1 and guides:
             prediction = prediction + (autoguidance - 1)*(p - guide(x, times, labels))
-        x0, eps = to_x0_eps(prediction_type, prediction, x, *schedule(t))
-        if rescale and on:
-            plain = to_x0_eps(prediction_type, p, x, *schedule(t))[0]
-            x0 = _rescaled(x0, plain, rescale)
-            α, σ = schedule(t)
-            eps = (x - α*x0)/σ.clamp(min=1e-6)
-        return x0, eps
+        x0, eps = to_x0_eps(prediction_type, prediction, x, α, σ)
+        if not rescale or not guides:
+            return x0, eps
+        plain = to_x0_eps(prediction_type, p, x, α, σ)[0]
+        x0 = _rescaled(x0, plain, rescale)
+        return x0, (x - α*x0)/σ.clamp(min=1e-6)
     return denoise
