@@ -1,6 +1,6 @@
-"""Pictures in one to four evaluations, four ways: python bench/fast.py [--minutes 10] [--only distilled]   (about an hour on 2 cores)
+"""Pictures in one to four evaluations, four ways: python bench/fast.py [--minutes 7.5] [--only distilled]   (three quarters of an hour on 2 cores)
 
-Each way begins with the shipped denoiser and trains for the same time, what its teacher takes included; then 500 samples from each of
+Each way begins with the shipped denoiser and trains for the same time, what its teacher takes included (fifteen minutes of one core); then 500 samples from each of
 three seeds in 1, 2 and 4 evaluations, judged as in peers.py (EfficientNet-Lite0, 128 leading directions of the test split).
   flow map   MeanFlow on the latents of all training images: r = t in three quarters of a batch; its velocity is the teacher's, guided
   kernel     a drift towards data and away from samples of the same class, in features of our classifier; no teacher, no derivative
@@ -26,13 +26,14 @@ from ldm_nb.denoiser import guided, timestep_embedding
 from ldm_nb.features import frozen_classifier
 from ldm_nb.forward import Schedule, add_noise, expand_like
 from ldm_nb.loop import fit
-from ldm_nb.samplers import consistency, distil, energy_distance, jumps, spaced_times
+from ldm_nb.samplers import FAST, consistency, distil, energy_distance, jumps, spaced_times
 from ldm_nb.training import LatentDiffusion
 from ldm_nb.vae import encode_all
 from ldm_nb.data import pad_images
 from peers import judge
 
 SAMPLES, SEEDS, COUNTS, RUNS = 500, 3, (1, 2, 4), Path('runs/fast')
+SHIPPED = dict(n=32_000, num_steps=3_000) # as in tools/make_weights.py
 FLOW = Schedule('flow')
 
 
@@ -77,7 +78,7 @@ def flow_map(ldm, data, seconds):
         return (error/(error.detach() + 1e-2)).mean() # their adaptive weight, p = 1
     net = FlowMap(ldm.ema)
     run = fit(net, loss, len(data), 64, 5e-4, seconds=seconds, seed=0, stage='flow map', ema_decay=.998)
-    return run['ema'], len(run['losses'])
+    return run['ema'], dict(steps=len(run['losses']), seconds=round(run['seconds']))
 
 
 def classifier_levels(images): # [(b, d)], the deepest last
@@ -151,7 +152,7 @@ def kernel(ldm, data, seconds, each=24, classes=4):
                 total = total - (f[part]*drift(f[part].detach(), wanted)).sum(1).mean()
         return total/classes/len(features)
     run = fit(net, loss, 1000, 1, 5e-4, seconds=seconds, seed=0, stage='kernel', ema_decay=.998)
-    return run['ema'], len(run['losses'])
+    return run['ema'], dict(steps=len(run['losses']), seconds=round(run['seconds']))
 
 
 def unrolled(ldm, data, seconds, each=8):
@@ -170,29 +171,31 @@ def unrolled(ldm, data, seconds, each=8):
         total = total + sum(energy_distance(f, w) for f, w in zip(features, everything))
         return total/len(features)
     run = fit(net, loss, 1000, 1, 3e-4, seconds=seconds, seed=0, stage='unrolled', ema_decay=.998)
-    return run['ema'], len(run['losses'])
+    return run['ema'], dict(steps=len(run['losses']), seconds=round(run['seconds']))
 
 
 def distilled(ldm, data, seconds):
-    "A third of the time for the teacher's walks."
-    began, n = time.perf_counter(), 1000
-    from ldm_nb.samplers import teacher_walks
-    teacher_walks(ldm, n, seed=1)
-    speed = n/(time.perf_counter() - began)
-    n = int(seconds/3*speed)//1000*1000
+    "What tools/make_weights.py ships, the same call, which takes about as long."
     began = time.perf_counter()
-    def student(**budget): return distil(ldm, n, **budget)
-    fast, run = student(seconds=2/3*seconds)
-    print(f'{n} walks, {time.perf_counter() - began:.0f} s in all', flush=True)
-    return fast.ema, len(run['losses'])
+    fast, run = distil(ldm, **SHIPPED)
+    spent = time.perf_counter() - began
+    print(f'{spent:.0f} s in all', flush=True)
+    return fast.ema, dict(SHIPPED, seconds=round(spent))
 
 
 WAYS = {'flow map': flow_map, 'kernel': kernel, 'unrolled': unrolled, 'distilled': distilled}
 
 
+def student_of(ldm, net):
+    net.trained_on = ldm.ema.trained_on
+    return LatentDiffusion(ldm.autoencoder, ldm.stats, net, net, image_size=ldm.image_size, classes=ldm.classes, sampling=FAST, late=ldm.ema)
+
+
 @torch.no_grad()
 def draw(way, ldm, net, k, seed):
     "500 pictures in k evaluations, as this way draws them."
+    if way == 'distilled':
+        return student_of(ldm, net).sample(SAMPLES, torch.arange(SAMPLES) % 10, steps=k, seed=seed)
     labels, out = torch.arange(SAMPLES) % 10, []
     noise, fresh = torch.randn(SAMPLES, *ldm._latent_shape, generator=generator(seed, 'sample')), generator(seed, 'fresh')
     for x, y in zip(noise.split(250), labels.split(250)):
@@ -227,7 +230,7 @@ def measured(way, ldm, net):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--minutes', type=float, default=10)
+    p.add_argument('--minutes', type=float, default=7.5)
     p.add_argument('--only', nargs='+', default=list(WAYS), choices=WAYS)
     p.add_argument('--out', type=Path, default=PACKAGE/'results'/'fast.json')
     args = p.parse_args()
@@ -242,8 +245,7 @@ def main():
             tensors, about = load_tensors(path)
             net.load_state_dict(tensors)
         else:
-            trained, steps = WAYS[way](ldm, data, 60*args.minutes)
-            about = dict(steps=steps, minutes=args.minutes)
+            trained, about = WAYS[way](ldm, data, 60*args.minutes)
             net.load_state_dict(trained.state_dict())
             save_tensors(path, net.state_dict(), about)
         result['rows'] += measured(way, ldm, net.eval())

@@ -257,44 +257,31 @@ def teacher_walks(ldm:LatentDiffusion, n:int, num_steps=10, seed=0
     return walks, labels
 
 # %% ../nbs/07_samplers.ipynb #07f00022
-def _states(walks, schedule, early=.7):
-    "Of each walk (steps + 1, b, ...) one state, or its end noised: x, t, which of both."
-    steps, b, device = len(walks) - 1, walks.shape[1], walks.device
-    which, moved, low, chance = torch.rand(4, b).to(device)
-    k = (1 + which*(steps//2)).long().where(moved < .5, 0) # half of them: the noise
-    late = chance >= early
-    t = (low/2).where(late, 1 - k/steps)
-    noised = add_noise(schedule, walks[-1], torch.randn(walks[-1].shape).to(device), t)
-    x = walks[k, torch.arange(b, device=device)]
-    return noised.where(expand_like(late, x), x), t, late
-
-# %% ../nbs/07_samplers.ipynb #07f00025
-def distil_loss(net, teacher, # (x_t, t, labels) -> prediction, like x_t
+def distil_loss(net,          # (x_t, t, labels) -> prediction, like x_t
                 walks:Tensor, # (steps + 1, b, c, h, w), from noise to latents
                 labels,       # (b,) or None
-                schedule, prediction_type)->Tensor: # a scalar
-    """Squared error of the guess x0. While t >= 1/2 the end of the walk is the target
-    (Luhman and Luhman 2021, here from all of its states), below the teacher's guess."""
-    x, t, late = _states(walks, schedule)
-    def guess(network, some):
-        y = None if labels is None else labels[some]
-        prediction = network(x[some], t[some], y)
-        α, σ = (expand_like(v, prediction) for v in schedule(t[some]))
-        return to_x0_eps(prediction_type, prediction, x[some], α, σ)[0]
-    wanted = walks[-1].clone()
-    with torch.no_grad():
-        wanted[late] = guess(teacher, late)
-    return (guess(net, slice(None)) - wanted).square().mean()
+                schedule, prediction_type,
+                at_noise=.6   # share of the batch that is at t = 1
+               )->Tensor:     # a scalar
+    """Squared error between the guess x0 and the end of each walk.
+    Luhman and Luhman 2021, eq. 7; the rest of the batch is at other states, t >= 1/2."""
+    steps, b = len(walks) - 1, walks.shape[1]
+    where, moved = torch.rand(2, b).to(walks.device)
+    k = (1 + where*(steps//2)).long().where(moved >= at_noise, 0)
+    x, t = walks[k, torch.arange(b, device=k.device)], 1 - k/steps
+    α, σ = (expand_like(v, x) for v in schedule(t))
+    x0, _ = to_x0_eps(prediction_type, net(x, t, labels), x, α, σ)
+    return (x0 - walks[-1]).square().mean()
 
 # %% ../nbs/07_samplers.ipynb #07f00024
 def _student(ldm, net, made)->LatentDiffusion:
-    "All of `ldm` but its denoiser and guide, with the settings that suit a student."
+    "The student for the noisy half, its teacher below, and the settings for both."
     net = net.requires_grad_(False)
     net.trained_on = ldm.ema.trained_on
     card = ldm.card | dict(distilled=made)
     return LatentDiffusion(ldm.autoencoder, ldm.stats, net, net, ldm.schedule.name,
                            ldm.prediction_type, ldm.image_size, ldm.classes, card,
-                           None, ldm.seen, FAST).to(ldm.device)
+                           None, ldm.seen, FAST, ldm.ema).to(ldm.device)
 
 # %% ../nbs/07_samplers.ipynb #07f00023
 FAST = dict(steps=4, sampler='consistency', spacing='late', guidance=1.)
@@ -313,7 +300,7 @@ def distil(ldm:LatentDiffusion,
     device = default_device()
     def loss(model, i):
         y = None if labels is None else labels[i].to(device)
-        return distil_loss(model, ldm.ema, walks[:, i].to(device), y, ldm.schedule,
+        return distil_loss(model, walks[:, i].to(device), y, ldm.schedule,
                            ldm.prediction_type)
     run = fit(net, loss, n, batch_size, lr, seed=seed, stage='distillation',
               ema_decay=.998, same=dict(teacher=fingerprint(ldm.ema)), **budget)

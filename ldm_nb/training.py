@@ -121,12 +121,14 @@ class LatentDiffusion(nn.Module):
                  card=None,           # what the training run was
                  guide:UNet|None=None, # a weaker denoiser, for autoguidance
                  seen=None,           # hashes (n,) of the images it was trained on
-                 sampling=None):      # settings of sample that this model was made for
+                 sampling=None,       # settings of sample that this model was made for
+                 late:UNet|None=None): # takes the place of ema where t is below 1/2
         super().__init__()
-        _check_parts(autoencoder, stats, [denoiser, ema] + ([guide] if guide else []))
+        others = [net for net in (guide, late) if net]
+        _check_parts(autoencoder, stats, [denoiser, ema, *others])
         self.autoencoder, self.stats = autoencoder.eval(), stats
         self.denoiser, self.ema = denoiser.eval(), ema.eval()
-        self.guide = guide and guide.eval()
+        self.guide, self.late = guide and guide.eval(), late and late.eval()
         self.schedule, self.prediction_type = Schedule(schedule), prediction_type
         self.image_size, self.classes = tuple(image_size), tuple(classes)
         self.card, self.sampling = card or {}, dict(sampling or {})
@@ -462,9 +464,13 @@ def _away(self:LatentDiffusion, n, negative):
 def _walk(self:LatentDiffusion, x, labels, negative, how, generator, callback):
     "Latents (b, c, h, w) that noise x becomes, as `how` says."
     from ldm_nb.samplers import walk # of a later chapter, which needs nothing of this
-    denoise = guided(self.ema, labels, self.schedule, self.prediction_type,
-                     how['guidance'], self.guide, how['autoguidance'],
-                     how['interval'], how['rescale'], negative)
+    def asks(net):
+        return guided(net, labels, self.schedule, self.prediction_type,
+                      how['guidance'], self.guide, how['autoguidance'],
+                      how['interval'], how['rescale'], negative)
+    early, late = asks(self.ema), asks(self.late or self.ema)
+    def denoise(x, t):
+        return early(x, t) if t >= .5 else late(x, t)
     return walk(denoise, x, self.schedule, how['steps'], how['sampler'],
                 how['spacing'], how['eta'], generator, callback)
 
@@ -478,11 +484,14 @@ def _config_checksum(config):
     content = {k: v for k, v in config.items() if k != 'checksum'}
     return _sha256(json.dumps(content, sort_keys=True).encode())
 
-def _write_model(self, folder, nets):
+def _write_model(self, folder, nets, half):
     "Networks, card and config of a model, into a folder that is there."
     for name, net in nets.items():
         made = dict(config=net.config, trained_on=getattr(net, 'trained_on', None))
-        save_tensors(folder/f'{name}.safetensors', net.state_dict(), made)
+        tensors = net.state_dict()
+        if half and name != 'autoencoder': # whose fingerprint the statistics hold
+            tensors = {k: v.half() for k, v in tensors.items()}
+        save_tensors(folder/f'{name}.safetensors', tensors, made)
     write_json(folder/'card.json', self.card)
     if self.seen is not None:
         save_tensors(folder/'seen.safetensors', dict(seen=self.seen))
@@ -516,7 +525,8 @@ def _read_config(folder):
 # %% ../nbs/05_training.ipynb #5d4b3761
 @patch
 def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
-                    ema_only=False): # leave out the last weights, keep their averages
+                    ema_only=False, # leave out the last weights, keep their averages
+                    half=False):    # denoisers as float16: half the size
     "Write the model to a new folder. `InputError` if it exists, unless `overwrite`."
     folder = Path(folder)
     if folder.exists() and not overwrite:
@@ -531,10 +541,10 @@ def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
     nets = dict(autoencoder=self.autoencoder, ema=self.ema)
     if not ema_only and self.denoiser is not self.ema:
         nets['denoiser'] = self.denoiser
-    if self.guide:
-        nets['guide'] = self.guide
+    others = dict(guide=self.guide, late=self.late)
+    nets |= {name: net for name, net in others.items() if net}
     try:
-        _write_model(self, part, nets)
+        _write_model(self, part, nets, half)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
@@ -599,12 +609,13 @@ def from_pretrained(cls:LatentDiffusion,
         return _load_net(folder, part, kind) if there else otherwise
     ema = _load_net(folder, 'ema', UNet)
     denoiser, guide = load('denoiser', UNet, otherwise=ema), load('guide', UNet)
+    late = load('late', UNet)
     has_seen = 'seen.safetensors' in config['files']
     seen = load_tensors(folder/'seen.safetensors')[0]['seen'] if has_seen else None
     return cls(_load_net(folder, 'autoencoder', VAE), LatentStats(**config['stats']),
                denoiser, ema, config['schedule'], config['prediction_type'],
                config['image_size'], config['classes'], read_json(folder/'card.json'),
-               guide, seen, config.get('sampling')).to(default_device())
+               guide, seen, config.get('sampling'), late).to(default_device())
 
 @patch
 def push_to_hub(self:LatentDiffusion, repo_id, private=False):
