@@ -177,7 +177,7 @@ def unrolled(ldm, data, seconds, each=8):
 def distilled(ldm, data, seconds):
     "What tools/make_weights.py ships, the same call, which takes about as long."
     began = time.perf_counter()
-    fast, run = distil(ldm, **SHIPPED)
+    fast, run = distil(ldm, **SHIPPED, checkpoint=RUNS/'checkpoints')
     spent = time.perf_counter() - began
     print(f'{spent:.0f} s in all', flush=True)
     return fast.ema, dict(SHIPPED, seconds=round(spent))

@@ -109,7 +109,8 @@ def spaced_times(spacing:str,     # one of SPACINGS
                  power=7.         # of karras
                 )->Tensor:        # (num_steps + 1,), float64, from 1 to 0
     """The ends of the steps: even in t, in log-SNR, or in a root of sigma/alpha;
-    late halves what is left from 0.6 on. snr and karras go from t = 1 to t = 0.001, but not beyond the cuts, then to 0."""
+    late halves, from 0.6 on. snr and karras go from t = 1 to 0.001, but not beyond the
+    cuts, then to 0."""
     if spacing not in SPACINGS:
         raise InputError(f'spacing is {spacing!r}: choose one of {", ".join(SPACINGS)}')
     n, T = whole('num_steps', num_steps), getattr(schedule, 'T', 1000)

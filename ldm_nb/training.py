@@ -148,8 +148,7 @@ class LatentDiffusion(nn.Module):
 @patch
 def sample(self:LatentDiffusion,
            n=16,
-           labels=None,      # a class or n of them: names, or positions from 0;
-                             # by default each as often as in the training data
+           labels=None,      # a class or n of them; by default as in the data
            guidance=None,    # 0: ignore labels; 1: follow them; more: exaggerate them
            steps=None,       # of the sampler
            seed=0,
@@ -169,9 +168,12 @@ def sample(self:LatentDiffusion,
         guidance = 2. # which goes away from it
     how = self.settings(guidance, autoguidance, steps=steps, eta=eta, sampler=sampler,
                         spacing=spacing, interval=interval, rescale=rescale)
-    n, batch = whole('n', n), whole('batch_size', batch_size or self._batch)
+    n, batch = whole('n', n), self._batch if batch_size is None else batch_size
+    batch = whole('batch_size', batch)
     self._check_room(n, how['steps'])
-    labels, negative = self._labels(n, labels, seed), self._away(n, negative)
+    labels = self._labels(n, labels, seed)
+    if negative is not None:
+        negative = self._labels(n, negative)
     noise = torch.randn(n, *self._latent_shape, generator=generator(seed, 'sample'))
     out, hidden = [], {} if progress else dict(disable=True)
     with progress_bar(total=n*how['steps'], desc='sampling', leave=False, **hidden) as bar:
@@ -181,11 +183,7 @@ def sample(self:LatentDiffusion,
             fresh = generator(seed, 'fresh', first)
             z = self._walk(*part, how, fresh, lambda *_: bar.update(len(part[0])))
             out.append(self.decode(z))
-    if not all(images.isfinite().all() for images in out):
-        raise InputError(f'guidance {how["guidance"]:g} and autoguidance '
-                         f'{how["autoguidance"]:g} give images that hold NaN or Inf: '
-                         'take them nearer to 1')
-    return torch.cat(out)
+    return _finite(torch.cat(out), how)
 
 # %% ../nbs/05_training.ipynb #9c2dd03b
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
@@ -327,6 +325,13 @@ def _check_room(self:LatentDiffusion, n, steps):
 @patch(as_prop=True)
 def _batch(self:LatentDiffusion): return batch_for(*self.image_size)
 
+def _finite(images, how):
+    if not images.isfinite().all():
+        raise InputError(f'guidance {how["guidance"]:g} and autoguidance '
+                         f'{how["autoguidance"]:g} give images that hold NaN or Inf: '
+                         'take them nearer to 1')
+    return images
+
 def _size(net): return f'{sum(p.numel() for p in net.parameters()):,}'
 
 @patch
@@ -410,6 +415,11 @@ def _positions(labels, k)->Tensor: # int64
                          f'expected whole numbers from 0 to {k - 1}')
     return torch.from_numpy(given.astype(np.int64))
 
+def _interval(given)->tuple: # two times
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise InputError(f'interval is {given!r}: expected two times (from, to)')
+    return tuple(_number('interval', t, 0, 1) for t in given)
+
 @patch
 def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
              )->tuple: # both as numbers
@@ -447,18 +457,11 @@ def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
     if given.get('eta') and given.get('sampler') is None:
         how['sampler'] = 'ddim' # the one that has an eta
     how |= {k: v for k, v in given.items() if v is not None}
-    interval = how['interval']
-    if not isinstance(interval, (tuple, list)) or len(interval) != 2:
-        raise InputError(f'interval is {interval!r}: expected two times (from, to)')
-    first, last = (_number('interval', v, 0, 1) for v in interval)
     return how | dict(
         steps=whole('steps', how['steps']), eta=_number('eta', how['eta'], 0, 1),
-        rescale=_number('rescale', how['rescale'], 0, 1), interval=(first, last),
+        rescale=_number('rescale', how['rescale'], 0, 1),
+        interval=_interval(how['interval']),
         guidance=guidance, autoguidance=autoguidance)
-
-@patch
-def _away(self:LatentDiffusion, n, negative):
-    return None if negative is None else self._labels(n, negative)
 
 @patch
 def _walk(self:LatentDiffusion, x, labels, negative, how, generator, callback):
@@ -477,19 +480,12 @@ def _walk(self:LatentDiffusion, x, labels, negative, how, generator, callback):
 # %% ../nbs/05_training.ipynb #c1b7abf0
 FORMAT = 1 # of a saved model; raised when a change makes old files unreadable
 
-def _sha256(data:bytes): return hashlib.sha256(data).hexdigest()
-
-def _config_checksum(config):
-    "The checksum of a config's content, whatever the order of its keys."
-    content = {k: v for k, v in config.items() if k != 'checksum'}
-    return _sha256(json.dumps(content, sort_keys=True).encode())
-
 def _write_model(self, folder, nets, half):
     "Networks, card and config of a model, into a folder that is there."
     for name, net in nets.items():
         made = dict(config=net.config, trained_on=getattr(net, 'trained_on', None))
         tensors = net.state_dict()
-        if half and name != 'autoencoder': # whose fingerprint the statistics hold
+        if half and name != 'autoencoder': # the statistics know its exact weights
             tensors = {k: v.half() for k, v in tensors.items()}
         save_tensors(folder/f'{name}.safetensors', tensors, made)
     write_json(folder/'card.json', self.card)
@@ -523,6 +519,13 @@ def _read_config(folder):
     return config
 
 # %% ../nbs/05_training.ipynb #5d4b3761
+def _sha256(data:bytes): return hashlib.sha256(data).hexdigest()
+
+def _config_checksum(config):
+    "The checksum of a config's content, whatever the order of its keys."
+    content = {k: v for k, v in config.items() if k != 'checksum'}
+    return _sha256(json.dumps(content, sort_keys=True).encode())
+
 @patch
 def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
                     ema_only=False, # leave out the last weights, keep their averages
