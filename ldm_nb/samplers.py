@@ -53,8 +53,8 @@ def ddpm(denoise, x:Tensor, schedule, times:Tensor, generator=None, callback=Non
 @torch.no_grad()
 def heun(denoise, x:Tensor, schedule, times:Tensor, generator=None, callback=None
         )->Tensor:
-    """The trapezoid rule: Euler, ask again at its end, go with the mean of both guesses.
-    Two evaluations a step, one where sigma ends at 0 (Karras et al. 2022, algorithm 1)."""
+    """The trapezoid rule: Euler, ask again at its end, go with the mean of both.
+    Two evaluations a step, one if sigma ends at 0 (Karras et al. 2022, algorithm 1)."""
     for step, (t, s) in enumerate(pairwise(times.to(x))):
         (α_t, σ_t), (α_s, σ_s) = schedule(t), schedule(s)
         x0, eps = denoise(x, t)
@@ -147,7 +147,8 @@ def walk(denoise, x:Tensor, schedule,
     if eta and run is not ddim:
         raise InputError(f'eta is {eta:g} and sampler is {sampler!r}: only ddim takes '
                          'an eta (ddpm is ddim with eta = 1)')
-    times, more = spaced_times(spacing, num_steps, schedule), dict(eta=eta) if eta else {}
+    times = spaced_times(spacing, num_steps, schedule)
+    more = dict(eta=eta) if eta else {}
     return run(denoise, x, schedule, times, generator, callback, **more)
 
 # %% ../nbs/07_samplers.ipynb #07a00026
@@ -196,8 +197,8 @@ def meanflow_loss(net,          # (x, t, r) -> mean velocity from t back to r, l
                   equal=.75,    # share of the batch in which r = t
                   delta=.005    # half the width of the finite difference
                  )->Tensor:     # a scalar
-    """Squared error of the mean velocity on the flow schedule (Geng et al. 2025, eq. 6).
-    Its derivative along the path is a central difference."""
+    """Squared error of the mean velocity on the flow schedule.
+    Geng et al. 2025, eq. 6; the derivative along the path is a central difference."""
     b, eps = len(x0), torch.randn(x0.shape, generator=generator)
     t, r = torch.rand(2, b, generator=generator).sort(0, descending=True)[0]
     r = r.where(torch.rand(b, generator=generator) >= equal, t)
@@ -265,7 +266,7 @@ def distil_loss(net,          # (x_t, t, labels) -> prediction, like x_t
                 at_noise=.6   # share of the batch that is at t = 1
                )->Tensor:     # a scalar
     """Squared error between the guess x0 and the end of each walk.
-    Luhman and Luhman 2021, eq. 7; the rest of the batch is at other states, t >= 1/2."""
+    Luhman and Luhman 2021; the rest of the batch is at other states, t >= 1/2."""
     steps, b = len(walks) - 1, walks.shape[1]
     where, moved = torch.rand(2, b).to(walks.device)
     k = (1 + where*(steps//2)).long().where(moved >= at_noise, 0)

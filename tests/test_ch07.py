@@ -216,3 +216,11 @@ def test_evaluations_are_counted_for_each_image():
     equal(count_evaluations(draw, 6, net, guide), 4.); equal(count_evaluations(draw, 6, net), 3.); equal(count_evaluations(draw, 6, net, net), 3.)
     def breaks(): net(x); raise KeyError('x')
     fails(lambda: count_evaluations(breaks, 6, net)); assert not net._forward_pre_hooks
+
+
+def test_both_ends_are_their_default():
+    "Euler's last evaluation is at the first step of the chain, flow matching's at t = 0.001."
+    scheduler = theirs('FlowMatchEulerDiscreteScheduler'); scheduler.set_timesteps(8)
+    close(scheduler.sigmas.double(), torch.cat([torch.linspace(1, .001, 8, dtype=f64), torch.zeros(1, dtype=f64)]), eps=1e-6)
+    scheduler = theirs('EulerDiscreteScheduler', **CHAINS['linear']); scheduler.set_timesteps(8)
+    equal((scheduler.timesteps[0].item(), scheduler.timesteps[-1].item(), scheduler.sigmas[-1].item()), (999, 0, 0))
