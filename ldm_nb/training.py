@@ -347,6 +347,7 @@ def __repr__(self:LatentDiffusion):
         parameters=f'autoencoder {_size(self.autoencoder)}, denoiser {_size(self.ema)}',
         diffusion=f'schedule {self.schedule.name}, predicts {self.prediction_type}',
         guide=f'{_size(self.guide)} parameters' if self.guide else 'none',
+        late=f'{_size(self.late)} parameters, for t < 1/2' if self.late else 'none',
         data=f'{card["data"]}, {card.get("images", 0):,} images'
              if 'data' in card else 'unknown',
         steps=', '.join(f'{stage} {k:,}' for stage, k in card.get('steps', {}).items())
