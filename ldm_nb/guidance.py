@@ -169,6 +169,7 @@ def slider(frames:list,   # of (n, c, h, w) in [-1, 1]: one batch for each place
     return HTML(
         f'<figure style="margin: 0"><label>{escape(name)} <input type="range" min="0" '
         f'max="{len(frames) - 1}" step="1" value="{first}" '
-        f'aria-valuetext="{titles[first]}" style="width: 14em; max-width: 60%" oninput="{escape(_MOVE)}"></label> '
+        f'aria-valuetext="{titles[first]}" style="width: 14em; max-width: 60%" '
+        f'oninput="{escape(_MOVE)}"></label> '
         f'<output aria-hidden="true">{titles[first]}</output><br>'
         f'{"".join(pictures)}</figure>')
