@@ -83,7 +83,7 @@ def trial(name, seed, steps, kept):
                            for b in test.images[:500].split(250)])
     drawn = {'guidance 1': dict(guidance=1.), 'guidance 2': dict(guidance=2.),
              'autoguidance 3': dict(autoguidance=3.)}
-    samples = {what: judge(ldm.sample(500, steps=30, seed=seed, **how))
+    samples = {what: judge(ldm.sample(500, steps=30, seed=seed, sampler='ddim', interval=(0, 1), **how))
                for what, how in drawn.items()}
     return dict(name=name, seed=seed, steps=list(steps), samples=samples,
                 psnr=psnr(recon, test.images[:500]).mean().item(),

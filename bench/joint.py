@@ -58,7 +58,7 @@ def measure(ldm):
     train, test = fashion_mnist(), fashion_mnist('test')
     recon = ldm.decode(ldm.encode(test.images[:SAMPLES]))
     z = ldm.encode(test.images[:SAMPLES]).cpu()
-    return dict(distance=feature_distance(ldm.sample(SAMPLES, guidance=1., steps=15), test.images), reconstruction_distance=feature_distance(ldm.decode(ldm.encode(train.images[:SAMPLES])), test.images),
+    return dict(distance=feature_distance(ldm.sample(SAMPLES, guidance=1., steps=15, sampler='ddim'), test.images), reconstruction_distance=feature_distance(ldm.decode(ldm.encode(train.images[:SAMPLES])), test.images),
                 psnr=psnr(recon, test.images[:SAMPLES]).mean().item(), rank=effective_rank(z))
 
 

@@ -1,6 +1,7 @@
 """How few steps the sampler needs: python bench/steps.py [--model fashion] [--seeds 3]   (three minutes on 2 cores)
 
-The shipped model, sampled as `sample` does by default (autoguidance 3) with fewer steps and with more, judged as in peers.py (EfficientNet-Lite0,
+The shipped model, sampled by DDIM (autoguidance 3 in all steps), which was the default before chapter 07, with fewer steps and with more
+(bench/samplers.py measures the other samplers, and `fashion-fast` is measured by bench/fast.py). Judged as in peers.py (EfficientNet-Lite0,
 500 samples, 128 leading directions of the test split); mean over seeds, and standard deviation. Writes bench/steps.json and the table in RECIPE.md;
 with --out that file only.
 """
@@ -30,7 +31,7 @@ def main():
     args = p.parse_args(); ldm = LatentDiffusion.from_pretrained(args.model); rows = {n: dict(steps=n, frechet_distance=[], kid_x1000=[], images_per_second=[]) for n in STEPS}
     for seed in range(args.seeds):
         for n, row in rows.items():
-            began = time.perf_counter(); images = ldm.sample(SAMPLES, steps=n, seed=seed); spent = time.perf_counter() - began
+            began = time.perf_counter(); images = ldm.sample(SAMPLES, steps=n, seed=seed, sampler='ddim', interval=(0, 1)); spent = time.perf_counter() - began
             for k, v in dict(judge(images), images_per_second=SAMPLES/spent).items():
                 if k in row: row[k].append(v)
             print(seed, n, *(f'{row[k][-1]:.0f}' for k in list(row)[1:]), flush=True)

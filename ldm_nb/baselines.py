@@ -232,6 +232,8 @@ def draw(model, n:int, seed=0,
     "Samples of any contestant, the classes as often as in the training data."
     if isinstance(model, GAN):
         return model.sample(n, seed=seed)
+    if isinstance(model, LatentDiffusion): # by the sampler that the others have
+        kwargs = dict(steps=15, sampler='ddim', interval=(0., 1.)) | kwargs
     return model.sample(n, seed=seed, guidance=guidance, **kwargs)
 
 # %% ../nbs/10_showdown.ipynb #c6e349d3

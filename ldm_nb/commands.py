@@ -126,13 +126,14 @@ def _save_folder(out, images):
 
 # %% ../nbs/a_commands.ipynb #4778c11a
 @command
-def ldm_sample(model:str, # a folder, a shipped name (fashion) or a Hub id
+def ldm_sample(# a folder, a shipped name (fashion, fashion-fast) or a Hub id
+               model:str,
                n:int=16,  # images to draw
                # class, by name or number; by default as often as in the training data
                label:str=None,
                # 0 ignores labels, 1 follows them, more exaggerates them
                guidance:float=None,
-               steps:int=None, # of the sampler (default 8, or the model's own)
+               steps:int=None, # of the sampler (default 7; 4 of fashion-fast)
                seed:int=0,   # the same seed, the same images
                # picture of all images (.png, .jpg, .webp ...), or, with a / at the end,
                # a new folder that gets one file for each
@@ -143,8 +144,9 @@ def ldm_sample(model:str, # a folder, a shipped name (fashion) or a Hub id
                # (default 3, or guidance 2 where there is none)
                autoguidance:float=None,
                unfinished:bool=False, # from the newest checkpoint of a run
-               sampler:str=None, # ddpm, ddim, euler, heun or dpm (the default)
-               spacing:str=None, # of its times: uniform, snr, karras or trailing
+               # ddpm, ddim, euler, heun, dpm (the default) or consistency
+               sampler:str=None,
+               spacing:str=None, # of its times: uniform, snr, karras, trailing, late
                negative:str=None): # class to go away from, instead of no class
     "Draw images from a trained latent diffusion model."
     _check_out(out)
@@ -434,7 +436,7 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              features:str=None,
              n:int=None, # samples to draw from a model (default 500)
              guidance:float=None, # of those samples
-             steps:int=None, # of the sampler (default 8, or the model's own)
+             steps:int=None, # of the sampler (default 7, or the model's own)
              seed:int=0, # of those samples, and of the errors
              out:str=None, # also write the figures to this JSON file
              # of samples, too (default 3, or guidance 2 for a model without a guide)

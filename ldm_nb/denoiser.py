@@ -208,19 +208,6 @@ def check_sides(x:Tensor, multiple:int):
         raise InputError(f'latents are {x.shape[-2]} x {x.shape[-1]}: this network '
                          f'needs both sides to be a multiple of {multiple}')
 
-def _rescaled(x0, plain, share): # (b, ...) both: x0 with the deviation of plain
-    "Lin et al. 2024, section 3.4, in this share."
-    dims = tuple(range(1, x0.ndim))
-    ratio = plain.std(dims, keepdim=True)/x0.std(dims, keepdim=True)
-    return x0*(1 + share*(ratio - 1))
-
-def _labels_and_away(labels, negative, model): # (b,) or None each: what is compared
-    if labels is None and negative is None:
-        return None, None
-    given = negative if labels is None else labels
-    none = torch.full_like(given, model.num_classes)
-    return [none if v is None else v for v in (labels, negative)]
-
 # %% ../nbs/04_denoiser.ipynb #15fa951f
 @patch
 def forward(self:UNet, x, t, labels=None):
@@ -326,6 +313,20 @@ def forward(self:DiT, x, t, labels=None):
         tokens = block(tokens, emb)
     shift, scale = self.modulation(emb)[:, None].chunk(2, dim=2)
     return unpatchify(self.out(self.norm(tokens)*(1 + scale) + shift), p, h, w)
+
+# %% ../nbs/04_denoiser.ipynb #d4d0a11e
+def _rescaled(x0, plain, share): # (b, ...) both: x0 with the deviation of plain
+    "Lin et al. 2024, section 3.4, in this share."
+    dims = tuple(range(1, x0.ndim))
+    ratio = plain.std(dims, keepdim=True)/x0.std(dims, keepdim=True)
+    return x0*(1 + share*(ratio - 1))
+
+def _labels_and_away(labels, negative, model): # (b,) or None each: what is compared
+    if labels is None and negative is None:
+        return None, None
+    given = negative if labels is None else labels
+    none = torch.full_like(given, model.num_classes)
+    return [none if v is None else v for v in (labels, negative)]
 
 # %% ../nbs/04_denoiser.ipynb #d4d024bc
 def guided(model,              # (x_t, t, labels) -> prediction

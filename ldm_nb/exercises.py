@@ -47,7 +47,7 @@ def _awake(answer):
 def graders()->dict: # {name of the exercise: its grader}
     "All graders; their pages are imported when somebody asks."
     found = dict(globals())
-    for page in 'answers_model', 'answers_beyond':
+    for page in 'answers_model', 'answers_sampling', 'answers_beyond':
         found |= vars(import_module(f'ldm_nb.{page}'))
     return {key[6:]: grader for key, grader in found.items() if key.startswith('grade_')}
 

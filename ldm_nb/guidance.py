@@ -38,7 +38,7 @@ def log_density(self:Mixture, x, alpha=1., sigma=0.):
 # %% ../nbs/08_guidance.ipynb #4c1fe588
 @patch
 def posterior(self:Mixture, x_t, alpha, sigma):
-    "(b, d) noisy points -> the mean of x_0 (b, d), and the sum of its d variances (b,)."
+    "(b, d) noisy points -> the mean of x_0 (b, d), the sum of its d variances (b,)."
     variance = alpha**2*self.std**2 + sigma**2
     offset = x_t[:, None] - alpha*self.centres                        # (b, K, d)
     logits = self.weights.log() - offset.square().sum(-1)/(2*variance)
@@ -51,7 +51,7 @@ def posterior(self:Mixture, x_t, alpha, sigma):
 
 # %% ../nbs/08_guidance.ipynb #27176b7d
 def square_grid(low:float, high:float, n:int)->tuple: # points (n*n, 2), area of a cell
-    "The middles of n by n equal cells of a square, float64; the first axis varies slowest."
+    "The middles of n by n equal cells of a square, float64; first axis slowest."
     side = (high - low)/n
     middle = low + side*(torch.arange(n, dtype=torch.float64) + .5)
     points = torch.stack(torch.meshgrid(middle, middle, indexing='ij'), -1)
@@ -59,7 +59,7 @@ def square_grid(low:float, high:float, n:int)->tuple: # points (n*n, 2), area of
 
 def sharpened_density(mixture:Mixture, whole:Mixture, # of the class, of all data
                       guidance:float,
-                      points:Tensor, area:float       # of a grid that holds all the mass
+                      points:Tensor, area:float       # of a grid with all the mass
                      )->Tensor:                       # (n,)
     "p(x|y)^g p(x)^(1-g), divided by its sum: what guidance is often said to sample."
     log_p = (guidance*mixture.log_density(points)
@@ -67,7 +67,7 @@ def sharpened_density(mixture:Mixture, whole:Mixture, # of the class, of all dat
     return log_p.softmax(0)/area
 
 # %% ../nbs/08_guidance.ipynb #bf507b03
-def guided_mixture(parts:list,       # pairs (weight, Mixture); weights sum 1, the model first
+def guided_mixture(parts:list,       # pairs (weight, Mixture), the model's first; sum 1
                    interval=(0., 1.) # times at which it guides
                   )->object:         # (x (b, d), t) -> velocity (b, d), divergence (b,)
     """The guided flow with exact denoisers, and its divergence; flow schedule.
@@ -90,7 +90,7 @@ def flow_times(num_steps=40, interval=(0., 1.))->list: # rising, from 0.0001 to 
     ends = [end + side for end in interval if 0 < end < 1 for side in (-1e-9, 1e-9)]
     return sorted([*(1e-4 + .9999*even**2).tolist(), *ends])
 
-def follow_flow(flow, x:Tensor, times:list)->tuple: # x at the last time, the integral (b,)
+def follow_flow(flow, x:Tensor, times:list)->tuple: # last x (b, d), integral (b,)
     "Runge-Kutta of fourth order; the integral is that of the divergence along the way."
     total = torch.zeros(len(x), dtype=x.dtype)
     for t, s in zip(times[:-1], times[1:]):
@@ -114,9 +114,9 @@ def guided_density(parts:list, points:Tensor, # as for guided_mixture; (n, d), f
 
 # %% ../nbs/08_guidance.ipynb #7c3209b2
 def chi_square(counts:Tensor, expected:Tensor, # of the same shape and sum
-               least=10.                       # expected in a cell, or it joins the rest
+               least=10.                       # expected in a cell, or it is pooled
               )->float:
-    "Pearson's statistic in standard deviations above its mean; within 4 is no surprise."
+    "Pearson's statistic in standard deviations above its mean; up to 4 is chance."
     rest = expected < least
     def pooled(v): return torch.cat([v[~rest], v[rest].sum()[None]]).double()
     counts, expected = pooled(counts), pooled(expected).clamp(min=1e-9)
@@ -148,8 +148,8 @@ def _frame(images, title, shown, cols, scale): # one place of the slider, as HTM
     width, source = round(grid.shape[1]*scale), b64encode(file.getvalue()).decode()
     style = (f'{"" if shown else "display: none; "}width: {width}px; max-width: 100%; '
              'height: auto; image-rendering: pixelated')
-    return (f'<img src="data:image/png;base64,{source}" alt="Grid of pictures: {title}" '
-            f'title="{title}" style="{style}">')
+    return (f'<img src="data:image/png;base64,{source}" title="{title}" '
+            f'alt="Grid of pictures: {title}" style="{style}">')
 
 # %% ../nbs/08_guidance.ipynb #b217a7c4
 def slider(frames:list,   # of (n, c, h, w) in [-1, 1]: one batch for each place
@@ -168,7 +168,8 @@ def slider(frames:list,   # of (n, c, h, w) in [-1, 1]: one batch for each place
                 for k, (frame, title) in enumerate(zip(frames, titles))]
     return HTML(
         f'<figure style="margin: 0"><label>{escape(name)} <input type="range" min="0" '
-        f'max="{len(frames) - 1}" step="1" value="{first}" aria-valuetext="{titles[first]}" '
-        f'style="width: 14em; max-width: 60%" oninput="{escape(_MOVE)}"></label> '
+        f'max="{len(frames) - 1}" step="1" value="{first}" '
+        f'aria-valuetext="{titles[first]}" style="width: 14em; max-width: 60%" '
+        f'oninput="{escape(_MOVE)}"></label> '
         f'<output aria-hidden="true">{titles[first]}</output><br>'
         f'{"".join(pictures)}</figure>')

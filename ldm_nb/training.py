@@ -121,12 +121,14 @@ class LatentDiffusion(nn.Module):
                  card=None,           # what the training run was
                  guide:UNet|None=None, # a weaker denoiser, for autoguidance
                  seen=None,           # hashes (n,) of the images it was trained on
-                 sampling=None):      # settings of sample that this model was made for
+                 sampling=None,       # settings of sample that this model was made for
+                 late:UNet|None=None): # takes the place of ema where t is below 1/2
         super().__init__()
-        _check_parts(autoencoder, stats, [denoiser, ema] + ([guide] if guide else []))
+        others = [net for net in (guide, late) if net]
+        _check_parts(autoencoder, stats, [denoiser, ema, *others])
         self.autoencoder, self.stats = autoencoder.eval(), stats
         self.denoiser, self.ema = denoiser.eval(), ema.eval()
-        self.guide = guide and guide.eval()
+        self.guide, self.late = guide and guide.eval(), late and late.eval()
         self.schedule, self.prediction_type = Schedule(schedule), prediction_type
         self.image_size, self.classes = tuple(image_size), tuple(classes)
         self.card, self.sampling = card or {}, dict(sampling or {})
@@ -146,8 +148,7 @@ class LatentDiffusion(nn.Module):
 @patch
 def sample(self:LatentDiffusion,
            n=16,
-           labels=None,      # a class or n of them: names, or positions from 0;
-                             # by default each as often as in the training data
+           labels=None,      # a class or n of them; by default as in the data
            guidance=None,    # 0: ignore labels; 1: follow them; more: exaggerate them
            steps=None,       # of the sampler
            seed=0,
@@ -163,11 +164,16 @@ def sample(self:LatentDiffusion,
           )->Tensor:         # (n, c, h, w) in [-1, 1]
     """Draw `n` images. The same seed gives the same images on one device.
     What is None is as `settings` says. `InputError` names what cannot be used."""
+    if negative is not None and guidance is None:
+        guidance = 2. # which goes away from it
     how = self.settings(guidance, autoguidance, steps=steps, eta=eta, sampler=sampler,
                         spacing=spacing, interval=interval, rescale=rescale)
-    n, batch = whole('n', n), whole('batch_size', batch_size or self._batch)
+    n, batch = whole('n', n), self._batch if batch_size is None else batch_size
+    batch = whole('batch_size', batch)
     self._check_room(n, how['steps'])
-    labels, negative = self._labels(n, labels, seed), self._away(n, negative)
+    labels = self._labels(n, labels, seed)
+    if negative is not None:
+        negative = self._labels(n, negative)
     noise = torch.randn(n, *self._latent_shape, generator=generator(seed, 'sample'))
     out, hidden = [], {} if progress else dict(disable=True)
     with progress_bar(total=n*how['steps'], desc='sampling', leave=False, **hidden) as bar:
@@ -177,11 +183,7 @@ def sample(self:LatentDiffusion,
             fresh = generator(seed, 'fresh', first)
             z = self._walk(*part, how, fresh, lambda *_: bar.update(len(part[0])))
             out.append(self.decode(z))
-    if not all(images.isfinite().all() for images in out):
-        raise InputError(f'guidance {how["guidance"]:g} and autoguidance '
-                         f'{how["autoguidance"]:g} give images that hold NaN or Inf: '
-                         'take them nearer to 1')
-    return torch.cat(out)
+    return _finite(torch.cat(out), how)
 
 # %% ../nbs/05_training.ipynb #9c2dd03b
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
@@ -318,10 +320,17 @@ def _check_room(self:LatentDiffusion, n, steps):
     needed = 8*n*self.autoencoder.image_channels*math.prod(self.image_size)
     check_memory(needed, f'{n:,} images', 'draw fewer at a time')
     if steps > 10_000:
-        raise InputError(f'steps is {steps:,}: 10,000 at most, and 8 are usual')
+        raise InputError(f'steps is {steps:,}: 10,000 at most, and 7 are usual')
 
 @patch(as_prop=True)
 def _batch(self:LatentDiffusion): return batch_for(*self.image_size)
+
+def _finite(images, how):
+    if not images.isfinite().all():
+        raise InputError(f'guidance {how["guidance"]:g} and autoguidance '
+                         f'{how["autoguidance"]:g} give images that hold NaN or Inf: '
+                         'take them nearer to 1')
+    return images
 
 def _size(net): return f'{sum(p.numel() for p in net.parameters()):,}'
 
@@ -338,6 +347,7 @@ def __repr__(self:LatentDiffusion):
         parameters=f'autoencoder {_size(self.autoencoder)}, denoiser {_size(self.ema)}',
         diffusion=f'schedule {self.schedule.name}, predicts {self.prediction_type}',
         guide=f'{_size(self.guide)} parameters' if self.guide else 'none',
+        late=f'{_size(self.late)} parameters, for t < 1/2' if self.late else 'none',
         data=f'{card["data"]}, {card.get("images", 0):,} images'
              if 'data' in card else 'unknown',
         steps=', '.join(f'{stage} {k:,}' for stage, k in card.get('steps', {}).items())
@@ -406,6 +416,11 @@ def _positions(labels, k)->Tensor: # int64
                          f'expected whole numbers from 0 to {k - 1}')
     return torch.from_numpy(given.astype(np.int64))
 
+def _interval(given)->tuple: # two times
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise InputError(f'interval is {given!r}: expected two times (from, to)')
+    return tuple(_number('interval', t, 0, 1) for t in given)
+
 @patch
 def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
              )->tuple: # both as numbers
@@ -424,8 +439,8 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
     return guidance, autoguidance
 
 # %% ../nbs/05_training.ipynb #5e77b1a6
-SAMPLING = dict(steps=8, sampler='dpm', spacing='uniform', eta=0., interval=(0., 1.),
-                rescale=0.) # what `sample` does by itself
+SAMPLING = dict(steps=7, sampler='dpm', spacing='uniform', eta=0., interval=(.2, .9),
+                rescale=0.) # what `sample` does by itself: 12 evaluations (chapter 07)
 
 @patch
 def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
@@ -434,48 +449,46 @@ def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
     """All settings of `sample`, with these, and its own for those that are None.
 
     A model may bring its own (`sampling`). `InputError` names what cannot be used."""
-    how, own = SAMPLING | self.sampling, self.sampling
-    if guidance is None and autoguidance is None:
-        guidance, autoguidance = own.get('guidance'), own.get('autoguidance')
-    guidance, autoguidance = self.guidances(guidance, autoguidance)
+    how, built_in = SAMPLING | self.sampling, self.sampling.get('guidance')
+    if built_in and not (guidance is None and autoguidance is None):
+        raise InputError('this model was distilled from a guided one and has no dial '
+                         'for it: leave guidance and autoguidance out')
+    guidance, autoguidance = self.guidances(built_in if guidance is None else guidance,
+                                             autoguidance)
     if given.get('eta') and given.get('sampler') is None:
         how['sampler'] = 'ddim' # the one that has an eta
     how |= {k: v for k, v in given.items() if v is not None}
-    first, last = (_number('interval', v, 0, 1) for v in how['interval'])
     return how | dict(
         steps=whole('steps', how['steps']), eta=_number('eta', how['eta'], 0, 1),
-        rescale=_number('rescale', how['rescale'], 0, 1), interval=(first, last),
+        rescale=_number('rescale', how['rescale'], 0, 1),
+        interval=_interval(how['interval']),
         guidance=guidance, autoguidance=autoguidance)
-
-@patch
-def _away(self:LatentDiffusion, n, negative):
-    return None if negative is None else self._labels(n, negative)
 
 @patch
 def _walk(self:LatentDiffusion, x, labels, negative, how, generator, callback):
     "Latents (b, c, h, w) that noise x becomes, as `how` says."
     from ldm_nb.samplers import walk # of a later chapter, which needs nothing of this
-    denoise = guided(self.ema, labels, self.schedule, self.prediction_type,
-                     how['guidance'], self.guide, how['autoguidance'],
-                     how['interval'], how['rescale'], negative)
+    def asks(net):
+        return guided(net, labels, self.schedule, self.prediction_type,
+                      how['guidance'], self.guide, how['autoguidance'],
+                      how['interval'], how['rescale'], negative)
+    early, late = asks(self.ema), asks(self.late or self.ema)
+    def denoise(x, t):
+        return early(x, t) if t >= .5 else late(x, t)
     return walk(denoise, x, self.schedule, how['steps'], how['sampler'],
                 how['spacing'], how['eta'], generator, callback)
 
 # %% ../nbs/05_training.ipynb #c1b7abf0
 FORMAT = 1 # of a saved model; raised when a change makes old files unreadable
 
-def _sha256(data:bytes): return hashlib.sha256(data).hexdigest()
-
-def _config_checksum(config):
-    "The checksum of a config's content, whatever the order of its keys."
-    content = {k: v for k, v in config.items() if k != 'checksum'}
-    return _sha256(json.dumps(content, sort_keys=True).encode())
-
-def _write_model(self, folder, nets):
+def _write_model(self, folder, nets, half):
     "Networks, card and config of a model, into a folder that is there."
     for name, net in nets.items():
         made = dict(config=net.config, trained_on=getattr(net, 'trained_on', None))
-        save_tensors(folder/f'{name}.safetensors', net.state_dict(), made)
+        tensors = net.state_dict()
+        if half and name != 'autoencoder': # the statistics know its exact weights
+            tensors = {k: v.half() for k, v in tensors.items()}
+        save_tensors(folder/f'{name}.safetensors', tensors, made)
     write_json(folder/'card.json', self.card)
     if self.seen is not None:
         save_tensors(folder/'seen.safetensors', dict(seen=self.seen))
@@ -507,9 +520,17 @@ def _read_config(folder):
     return config
 
 # %% ../nbs/05_training.ipynb #5d4b3761
+def _sha256(data:bytes): return hashlib.sha256(data).hexdigest()
+
+def _config_checksum(config):
+    "The checksum of a config's content, whatever the order of its keys."
+    content = {k: v for k, v in config.items() if k != 'checksum'}
+    return _sha256(json.dumps(content, sort_keys=True).encode())
+
 @patch
 def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
-                    ema_only=False): # leave out the last weights, keep their averages
+                    ema_only=False, # leave out the last weights, keep their averages
+                    half=False):    # denoisers as float16: half the size
     "Write the model to a new folder. `InputError` if it exists, unless `overwrite`."
     folder = Path(folder)
     if folder.exists() and not overwrite:
@@ -524,10 +545,10 @@ def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
     nets = dict(autoencoder=self.autoencoder, ema=self.ema)
     if not ema_only and self.denoiser is not self.ema:
         nets['denoiser'] = self.denoiser
-    if self.guide:
-        nets['guide'] = self.guide
+    others = dict(guide=self.guide, late=self.late)
+    nets |= {name: net for name, net in others.items() if net}
     try:
-        _write_model(self, part, nets)
+        _write_model(self, part, nets, half)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
@@ -592,12 +613,13 @@ def from_pretrained(cls:LatentDiffusion,
         return _load_net(folder, part, kind) if there else otherwise
     ema = _load_net(folder, 'ema', UNet)
     denoiser, guide = load('denoiser', UNet, otherwise=ema), load('guide', UNet)
+    late = load('late', UNet)
     has_seen = 'seen.safetensors' in config['files']
     seen = load_tensors(folder/'seen.safetensors')[0]['seen'] if has_seen else None
     return cls(_load_net(folder, 'autoencoder', VAE), LatentStats(**config['stats']),
                denoiser, ema, config['schedule'], config['prediction_type'],
                config['image_size'], config['classes'], read_json(folder/'card.json'),
-               guide, seen, config.get('sampling')).to(default_device())
+               guide, seen, config.get('sampling'), late).to(default_device())
 
 @patch
 def push_to_hub(self:LatentDiffusion, repo_id, private=False):

@@ -322,7 +322,7 @@ ENDLESS = {('ldm_train', '--data'): ['/', '..', '../..'], ('ldm_eval', '--data')
            ('ldm_train', '--steps'): ['99999999999999999999'], ('ldm_demo', '--steps'): ['99999999999999999999']}
 OPTIONS = {
     'ldm_sample': (['fashion', '--n', '1', '--steps', '1'],
-                   ['model', '--n', '--label', '--guidance', '--steps', '--seed', '--out', '--npy', '--autoguidance']),
+                   ['model', '--n', '--label', '--guidance', '--steps', '--seed', '--out', '--npy', '--autoguidance', '--sampler', '--spacing', '--negative']),
     'ldm_train': (['--steps', '1', '--size', 'smoke', '--out', 'r', '--data', 'data'],
                   ['--data', '--out', '--minutes', '--steps', '--size', '--pixels', '--seed', '--lr']),
     'ldm_eval': (['few.npy', '--features', 'pixels'],
