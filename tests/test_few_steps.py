@@ -162,3 +162,16 @@ def test_a_model_without_labels_has_students_too(shipped):
         assert labels is None and walks.isfinite().all()
     finally:
         alone.ema.num_classes = before
+
+
+def test_fashion_fast_draws_what_is_asked():
+    from ldm_nb.features import class_logits, extract
+    fast, labels = LatentDiffusion.from_pretrained('fashion-fast'), torch.arange(200) % 10
+    assert fast.settings()['steps'] == 4 and fast.card['distilled']['steps'] == 3_000
+    for k in 1, 2, 4:
+        seen = class_logits(extract(fast.sample(200, labels, steps=k))).argmax(1)
+        assert (seen == labels).float().mean() > .85, k
+
+
+def test_models_show_their_parts(shipped, student):
+    assert 'late        1,326,404 parameters' in repr(student) and 'late        none' in repr(shipped)
