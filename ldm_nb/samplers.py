@@ -109,8 +109,8 @@ def spaced_times(spacing:str,     # one of SPACINGS
                  power=7.         # of karras
                 )->Tensor:        # (num_steps + 1,), float64, from 1 to 0
     """The ends of the steps: even in t, in log-SNR, or in a root of sigma/alpha;
-    late halves, from 0.6 on. snr and karras go from t = 1 to 0.001, but not beyond the
-    cuts, then to 0."""
+    late halves from 0.6 on, down to 0.05; snr and karras go from t = 1 to 0.001, not
+    beyond the cuts, then to 0."""
     if spacing not in SPACINGS:
         raise InputError(f'spacing is {spacing!r}: choose one of {", ".join(SPACINGS)}')
     n, T = whole('num_steps', num_steps), getattr(schedule, 'T', 1000)
@@ -118,7 +118,9 @@ def spaced_times(spacing:str,     # one of SPACINGS
     if spacing == 'uniform':
         return times
     if spacing == 'late':
-        times[1:-1] = (.3 if n == 2 else .6)*.5**torch.arange(n - 1)
+        first, last = .3 if n == 2 else .6, max(.6*.5**(n - 2), .05)
+        share = torch.linspace(0, 1, n - 1, dtype=torch.float64)
+        times[1:-1] = first*(last/.6)**share
     if spacing in ('snr', 'karras'):
         α, σ = schedule(torch.tensor([1., .001], dtype=torch.float64))
         first, last = (σ/α.clamp(min=1e-9)).clamp(lowest, highest)
