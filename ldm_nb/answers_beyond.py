@@ -260,6 +260,8 @@ def grade_kept_both(answer):
         raise Wrong('give the strength and the interval, as 3., (.2, .7)')
     if not 0 <= low < high <= 1:
         raise Wrong('the interval is (earliest, latest) t, both from 0 to 1')
+    if high < .4:
+        raise Wrong('the interval shall reach up to t = 0.4 at least')
     centres = torch.tensor([[-1.4, .7], [-.3, -.7], [.9, -.7]], dtype=torch.float64)
     left = Mixture(centres[:2], torch.tensor([.5, .5], dtype=torch.float64), .35)
     whole = Mixture(centres, torch.tensor([.25, .25, .5], dtype=torch.float64), .35)
