@@ -230,11 +230,10 @@ def draw(model, n:int, seed=0,
          **kwargs     # the denoisers' autoguidance (then with guidance=1) and steps
         )->Tensor:    # (n, c, h, w) in [-1, 1], on the CPU
     "Samples of any contestant, the classes as often as in the training data."
-    if isinstance(model, GAN):
-        return model.sample(n, seed=seed)
+    how = {} if isinstance(model, GAN) else dict(guidance=guidance) | kwargs
     if isinstance(model, LatentDiffusion): # by the sampler that the others have
-        kwargs = dict(steps=15, sampler='ddim', interval=(0., 1.)) | kwargs
-    return model.sample(n, seed=seed, guidance=guidance, **kwargs)
+        how = dict(steps=15, sampler='ddim', interval=(0., 1.)) | how
+    return model.sample(n, seed=seed, **how)
 
 # %% ../nbs/10_showdown.ipynb #c6e349d3
 def count_flops(f)->int:
