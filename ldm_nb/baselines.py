@@ -227,8 +227,7 @@ def drawing_parameters(model)->int:
 # %% ../nbs/10_showdown.ipynb #d005ea9b
 def draw(model, n:int, seed=0,
          guidance=2., # of the denoisers; a GAN has none
-         **kwargs     # the denoisers' autoguidance (then with guidance=1) and steps
-        )->Tensor:    # (n, c, h, w) in [-1, 1], on the CPU
+         **kwargs)->Tensor: # autoguidance (then guidance=1), steps -> (n, c, h, w)
     "Samples of any contestant, the classes as often as in the training data."
     how = {} if isinstance(model, GAN) else dict(guidance=guidance) | kwargs
     if isinstance(model, LatentDiffusion): # by the sampler that the others have
