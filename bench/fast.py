@@ -5,14 +5,13 @@ three seeds in 1, 2 and 4 evaluations, judged as in peers.py (EfficientNet-Lite0
   flow map   MeanFlow on the latents of all training images: r = t in three quarters of a batch; its velocity is the teacher's, guided
   kernel     a drift towards data and away from samples of the same class, in features of our classifier; no teacher, no derivative
   unrolled   walks of 1, 2 or 4 steps, the gradient through all of them, against an energy distance in the same features
-  distilled  `distil`: the ends of the teacher's walks, learned from all of their states; no data
-Finished ways are kept in runs/fast (safetensors) and not trained again. Writes ldm_nb/results/fast.json; needs the full Fashion-MNIST.
+  distilled  `distil`: the ends of the teacher's walks, learned from their states in the noisy half; no data
+How long each took stands beside it in the file (`unrolled` was given --minutes 4). Finished ways are kept in runs/fast (safetensors) and not trained again. Writes ldm_nb/results/fast.json; needs the full Fashion-MNIST.
 """
 import argparse
 import copy
 import os
 import time
-from functools import lru_cache
 from pathlib import Path
 
 os.environ.setdefault('TQDM_DISABLE', '1')
@@ -21,15 +20,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from ldm_nb.core import PACKAGE, generator, load_tensors, read_json, save_tensors, write_json
-from ldm_nb.data import crop_images, fashion_mnist
+from ldm_nb.data import crop_images, fashion_mnist, pad_images
 from ldm_nb.denoiser import guided, timestep_embedding
 from ldm_nb.features import frozen_classifier
 from ldm_nb.forward import Schedule, add_noise, expand_like
 from ldm_nb.loop import fit
-from ldm_nb.samplers import FAST, consistency, distil, energy_distance, jumps, spaced_times
+from ldm_nb.samplers import _student, consistency, distil, energy_distance, jumps, spaced_times
 from ldm_nb.training import LatentDiffusion
 from ldm_nb.vae import encode_all
-from ldm_nb.data import pad_images
 from peers import judge
 
 SAMPLES, SEEDS, COUNTS, RUNS = 500, 3, (1, 2, 4), Path('runs/fast')
@@ -146,7 +144,7 @@ def kernel(ldm, data, seconds, each=24, classes=4):
                 x = (1 - s)*x0 + s*torch.randn(x.shape)
         t = times[stop].expand(len(x))
         features, total = real(decoded(ldm, x - expand_like(t, x)*model(x, t, y))), 0
-        for c, of_class in zip(chosen, range(classes)):
+        for of_class, c in enumerate(chosen):
             part = slice(of_class*each, (of_class + 1)*each)
             for f, wanted in zip(features, real.some(c, 96)):
                 total = total - (f[part]*drift(f[part].detach(), wanted)).sum(1).mean()
@@ -186,16 +184,11 @@ def distilled(ldm, data, seconds):
 WAYS = {'flow map': flow_map, 'kernel': kernel, 'unrolled': unrolled, 'distilled': distilled}
 
 
-def student_of(ldm, net):
-    net.trained_on = ldm.ema.trained_on
-    return LatentDiffusion(ldm.autoencoder, ldm.stats, net, net, image_size=ldm.image_size, classes=ldm.classes, sampling=FAST, late=ldm.ema)
-
-
 @torch.no_grad()
 def draw(way, ldm, net, k, seed):
     "500 pictures in k evaluations, as this way draws them."
     if way == 'distilled':
-        return student_of(ldm, net).sample(SAMPLES, torch.arange(SAMPLES) % 10, steps=k, seed=seed)
+        return _student(ldm, net, {}).sample(SAMPLES, torch.arange(SAMPLES) % 10, steps=k, seed=seed)
     labels, out = torch.arange(SAMPLES) % 10, []
     noise, fresh = torch.randn(SAMPLES, *ldm._latent_shape, generator=generator(seed, 'sample')), generator(seed, 'fresh')
     for x, y in zip(noise.split(250), labels.split(250)):
@@ -251,7 +244,7 @@ def main():
         result['rows'] += measured(way, ldm, net.eval())
         result['steps'][way] = about
         result |= dict(command='python bench/fast.py', card=dict(
-            minutes=args.minutes, samples=SAMPLES, seeds=SEEDS, network='EfficientNet-Lite0, 64 x 64', directions=128,
+            samples=SAMPLES, seeds=SEEDS, network='EfficientNet-Lite0, 64 x 64', directions=128,
             reference='fashion test, 2000 images', device='cpu', threads=torch.get_num_threads(), torch=torch.__version__))
         write_json(args.out, result)
 

@@ -106,6 +106,9 @@ def _check_request(ldm, data, method, features):
         raise InputError(f'method is {method!r}: choose one of {", ".join(METHODS)}')
     if METHODS[method].frozen and features is None:
         raise InputError(f'{method} needs a frozen network: pass features')
+    if ldm.late:
+        raise InputError('this model is a student that shares its times with a teacher:'
+                         ' fine-tune the teacher, and distil it again')
     size, classes = tuple(data.levels.shape[-2:]), len(data.classes)
     other_classes = data.labels is not None and classes != ldm.ema.num_classes
     if size != ldm.image_size or other_classes:

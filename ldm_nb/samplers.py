@@ -285,7 +285,7 @@ def _student(ldm, net, made)->LatentDiffusion:
     card = ldm.card | dict(distilled=made)
     return LatentDiffusion(ldm.autoencoder, ldm.stats, net, net, ldm.schedule.name,
                            ldm.prediction_type, ldm.image_size, ldm.classes, card,
-                           None, ldm.seen, FAST, ldm.ema).to(ldm.device)
+                           None, ldm.seen, FAST, ldm.late or ldm.ema).to(ldm.device)
 
 # %% ../nbs/07_samplers.ipynb #07f00023
 FAST = dict(steps=4, sampler='consistency', spacing='late', guidance=1.)

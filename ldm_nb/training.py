@@ -419,7 +419,10 @@ def _positions(labels, k)->Tensor: # int64
 def _interval(given)->tuple: # two times
     if not isinstance(given, (tuple, list)) or len(given) != 2:
         raise InputError(f'interval is {given!r}: expected two times (from, to)')
-    return tuple(_number('interval', t, 0, 1) for t in given)
+    first, last = (_number('interval', t, 0, 1) for t in given)
+    if first > last:
+        raise InputError(f'interval is {given}: the earlier time in t comes first')
+    return first, last
 
 @patch
 def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
@@ -467,7 +470,7 @@ def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
 @patch
 def _walk(self:LatentDiffusion, x, labels, negative, how, generator, callback):
     "Latents (b, c, h, w) that noise x becomes, as `how` says."
-    from ldm_nb.samplers import walk # of a later chapter, which needs nothing of this
+    from ldm_nb.samplers import walk # chapter 07, which is read later
     def asks(net):
         return guided(net, labels, self.schedule, self.prediction_type,
                       how['guidance'], self.guide, how['autoguidance'],

@@ -175,3 +175,14 @@ def test_fashion_fast_draws_what_is_asked():
 
 def test_models_show_their_parts(shipped, student):
     assert 'late        1,326,404 parameters' in repr(student) and 'late        none' in repr(shipped)
+
+
+def test_a_student_is_not_fine_tuned(student):
+    from ldm_nb.data import fashion_mnist
+    from ldm_nb.joint import finetune
+    with pytest.raises(InputError, match='distil it again'): finetune(student, fashion_mnist('test'), 'denoiser', num_steps=1)
+
+
+@pytest.mark.parametrize('wrong', [(.9, .2), 3, (0, 2), (.1,)])
+def test_an_interval_is_two_times_in_order(shipped, wrong):
+    with pytest.raises(InputError, match='interval'): shipped.sample(2, interval=wrong)
