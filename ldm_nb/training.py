@@ -4,15 +4,17 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'SAMPLING', 'FORMAT', 'Recipe', 'train_autoencoder', 'train_denoiser', 'LatentDiffusion', 'paired',
-           'verdict', 'kept_for_backward']
+           'verdict', 'kept_for_backward', 'random_changes', 'change_images', 'content_mask']
 
 # %% ../nbs/05_training.ipynb #527229fb
 import copy, hashlib, json, math, shutil, sys, uuid
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 import ldm_nb
@@ -31,6 +33,7 @@ class Recipe:
 
     What all runs share is in the code of the two stages and of `fit`:
     losses, random times, optimizer, learning-rate schedule.
+    (`RECIPES['full']` was never run on a GPU by us: its figures are a guess.)
     """
     f: int = 4                     # stage one: sides of images over those of latents
     latent_channels: int = 4
@@ -50,7 +53,10 @@ class Recipe:
     lr: float = 2e-3
     ema_decay: float = .99
     label_dropout: float = .1
+    dropout: float = 0.            # inside the denoiser's blocks
     guide_at: float = .1           # of stage two's budget: when the guide is copied
+    flip: bool = False             # both stages: half of the images left to right
+    shift: int = 0                 # and moved by up to so many pixels
     accumulate: int = 1            # parts in which a batch of either stage is computed
 
 RECIPES = dict(
@@ -66,43 +72,71 @@ def _vae_of(recipe, image_channels):
     return VAE(recipe.f, recipe.latent_channels, recipe.ae_width,
                recipe.encoder_depth, recipe.decoder_depth, image_channels)
 
+def _unet_of(recipe, channels, num_classes):
+    augment = 3*bool(recipe.flip or recipe.shift) # flipped, moved right and down
+    return UNet(channels, recipe.widths, recipe.blocks, num_classes, recipe.emb_dim,
+                recipe.dropout, augment)
+
 def train_autoencoder(images:Tensor, # (n, c, h, w), padded: floats or uint8 levels
                       recipe:Recipe,
                       seed=0,
+                      init:VAE|None=None, # whose weights it starts from
+                      content:Tensor|None=None, # (n, 4), what counts: content_mask
                       **budget):     # num_steps or seconds, checkpoint
     "Stage one: a `VAE` on images. Returns what `fit` does."
     torch.manual_seed(seed_for(seed, 'autoencoder'))
     vae, device = _vae_of(recipe, images.shape[1]), default_device()
+    if init is not None:
+        vae = VAE(**init.config)
+        vae.load_state_dict(init.state_dict())
+    images = _at_hand(images, device)
     def loss(model, i):
-        return vae_loss(model, as_floats(images[i].to(device)), recipe.kl_weight,
-                        reconstruction=clipped_mse)
+        x = images[i.to(images.device)].to(device)
+        changes = random_changes(len(i), recipe)
+        x, error = change_images(x, changes, recipe.shift), clipped_mse
+        if content is not None:
+            error = _within(content_mask(content[i], x.shape[-2:], changes,
+                                         recipe.shift).to(device))
+        return vae_loss(model, as_floats(x), recipe.kl_weight, reconstruction=error)
     return fit(vae, loss, len(images), recipe.ae_batch, recipe.ae_lr, seed=seed,
                stage='autoencoder', accumulate=recipe.accumulate, **budget)
 
 # %% ../nbs/05_training.ipynb #9ce5fbfa
-def _unet_of(recipe, channels, num_classes):
-    return UNet(channels, recipe.widths, recipe.blocks, num_classes, recipe.emb_dim)
-
 def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
                    labels:Tensor|None, # (n,) or None
                    stats:LatentStats,  # of the latents
                    recipe:Recipe,
                    num_classes=0,
                    seed=0,
+                   init:UNet|None=None, # whose weights it starts from
+                   encode=None, # (indices, changes) -> latents of changed images
+                   mask=None,   # (indices, changes) -> (b, 1, h, w), 1 where it counts
                    **budget):          # num_steps or seconds, checkpoint
     """Stage two: a `UNet` on standardised latents. Returns what `fit` does.
-    Labels are hidden with probability `label_dropout`."""
+    Labels are hidden with probability `label_dropout`. If the recipe flips or shifts,
+    the latents are those of `encode`, and the network is told each change."""
     torch.manual_seed(seed_for(seed, 'denoiser'))
     unet = _unet_of(recipe, latents.shape[1], num_classes)
+    if init is not None:
+        unet.load_state_dict(init.state_dict())
+    if unet.config['augment'] and encode is None:
+        raise InputError('the recipe flips or shifts: pass encode, which makes latents '
+                         'of changed images (latents alone cannot be changed so)')
     unet.trained_on = stats.fingerprint
     device, schedule = default_device(), Schedule(recipe.schedule)
+    latents = _at_hand(latents, device)
     def loss(model, i):
-        y = None
+        y, changes = None, random_changes(len(i), recipe)
         if labels is not None:
             kept = torch.rand(len(i)) >= recipe.label_dropout
             y = labels[i].where(kept, num_classes).to(device)
-        z = latents[i].to(device)
-        return diffusion_loss(model, z, y, schedule, recipe.prediction_type)
+        if changes is not None:
+            z, model = encode(i, changes), partial(model, augment=changes.to(device))
+        else:
+            z = latents[i.to(latents.device)].to(device)
+        counts = mask and mask(i, changes).to(device)
+        return diffusion_loss(model, z, y, schedule, recipe.prediction_type,
+                              mask=counts)
     return fit(unet, loss, len(latents), recipe.batch, recipe.lr, seed=seed,
                stage='denoiser', ema_decay=recipe.ema_decay, guide_at=recipe.guide_at,
                accumulate=recipe.accumulate, same=dict(latents=stats.fingerprint),
@@ -213,6 +247,58 @@ def kept_for_backward(net, step # function of the net: a forward pass
         step(model)
     return sum(v for k, v in sizes.items() if k not in weights)/1e6
 
+# %% ../nbs/05_training.ipynb #bfb7caf2
+def random_changes(n:int, recipe:Recipe)->Tensor|None: # (n, 3)
+    """For n images: mirrored (1) or not (0), and how far moved right and down, each
+    from -1 to 1 times `shift` pixels. None for a recipe without flip and shift."""
+    if not (recipe.flip or recipe.shift):
+        return None
+    flipped = (torch.rand(n, 1) < .5).float()*recipe.flip
+    moved = torch.randint(-recipe.shift, recipe.shift + 1, (n, 2))
+    return torch.cat([flipped, moved/max(recipe.shift, 1)], 1)
+
+def change_images(images:Tensor,      # (b, c, h, w)
+                  changes:Tensor|None, # (b, 3), as random_changes draws them
+                  shift:int            # pixels that a 1 in them stands for
+                 )->Tensor:           # (b, c, h, w)
+    "Images mirrored first and then moved; where nothing is, the border is repeated."
+    if changes is None:
+        return images
+    (b, _, h, w), device = images.shape, images.device
+    flipped, right, down = changes.to(device).unbind(1)
+    def lines(n, moved): # (b, n): which line of the picture comes to each place
+        places = torch.arange(n, device=device) - (moved*shift).round().long()[:, None]
+        return places.clamp(0, n - 1)
+    rows, columns = lines(h, down), lines(w, right)
+    columns = torch.where(flipped[:, None] > 0, w - 1 - columns, columns)
+    each = torch.arange(b, device=device)[:, None, None]
+    return images[each, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+# %% ../nbs/05_training.ipynb #97275853
+def content_mask(content:Tensor,      # (b, 4): top, left, height, width of the picture
+                 sides:tuple,         # height and width of the padded images
+                 changes:Tensor|None=None, shift=0, # as for change_images
+                 f=1                  # pixels of a position, along a side
+                )->Tensor:            # (b, 1, h/f, w/f), 1 where the picture is, else 0
+    "Where a picture is inside its padding; a position of which it has a part counts."
+    def inside(first, length, n): # (b, n)
+        places = torch.arange(n)
+        return (places >= first[:, None]) & (places < (first + length)[:, None])
+    top, left, height, width = content.long().unbind(1)
+    rows, columns = inside(top, height, sides[0]), inside(left, width, sides[1])
+    mask = (rows[:, None, :, None] & columns[:, None, None, :]).float()
+    return F.max_pool2d(change_images(mask, changes, shift), f)
+
+def _within(mask): # an error of reconstructions: its mean over what the mask holds
+    def error(x, target):
+        return clipped_mse(torch.where(mask > 0, x, target), target)/mask.mean()
+    return error
+
+def _at_hand(x, device):
+    "x on the GPU, if a quarter of what is free there holds it, else where it is."
+    fits = device.type == 'cuda' and 4*x.nbytes < torch.cuda.mem_get_info(device)[0]
+    return x.to(device) if fits else x
+
 # %% ../nbs/05_training.ipynb #5ab0ced8
 def _check_parts(autoencoder, stats, denoisers):
     "`InputError` if statistics or denoisers belong to other latents."
@@ -234,8 +320,8 @@ _BY_STAGE = {
     'stage two: the denoiser': [
         ('schedule', 'prediction_type'),
         ('widths', 'blocks', 'emb_dim'),
-        ('batch', 'lr', 'ema_decay', 'label_dropout', 'guide_at')],
-    'both': [('accumulate',)]}
+        ('batch', 'lr', 'ema_decay', 'label_dropout', 'dropout', 'guide_at')],
+    'both': [('flip', 'shift', 'accumulate')]}
 
 @patch
 def __repr__(self:Recipe):
