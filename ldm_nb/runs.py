@@ -258,13 +258,13 @@ def _check_run(data, recipe, seed, held_out, start):
     whole('seed', seed, None)
     whole('shift', recipe.shift, 0)
     _number('dropout', recipe.dropout, 0, .99)
-    for what, like in (('held_out', held_out and held_out.levels[0]),
-                       ('init', start.autoencoder)):
-        channels = getattr(like, 'image_channels', like is None or len(like))
-        if like is not None and channels != data.levels.shape[1]:
-            raise InputError(f'{what} has {channels} channel(s), the images of '
-                             f'{data.name} have {data.levels.shape[1]}: they must '
-                             'agree (load_data(channels=), --channels, converts)')
+    channels = dict(held_out=held_out and held_out.levels.shape[1],
+                    init=start.autoencoder and start.autoencoder.image_channels)
+    for what, k in channels.items():
+        if k not in (None, data.levels.shape[1]):
+            raise InputError(f'{what} has {k} channel(s), the images of {data.name} have '
+                             f'{data.levels.shape[1]}: they must agree '
+                             '(load_data(channels=), --channels, converts)')
     _check_memory(data, recipe, start.kept)
 
 # %% ../nbs/a_runs.ipynb #a1b28d63
