@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FASHION_CLASSES', 'FASHION_URL', 'FASHION_SHA256', 'EMOJI_STYLES', 'BUILT_IN', 'ImageData', 'check_labels',
            'fashion_mnist', 'read_idx', 'cache_folder', 'download', 'emoji_table', 'emoji', 'image_folder',
-           'pad_images', 'crop_images', 'built_in', 'load_data', 'proportional_labels']
+           'pad_images', 'crop_images', 'pad_content', 'content_mask', 'parse_size', 'built_in', 'load_data',
+           'proportional_labels']
 
 # %% ../nbs/a_data.ipynb #757d2c3e
-import gzip, hashlib, http.client, json, numbers, os, tarfile, urllib.request
+import gzip, hashlib, http.client, json, numbers, os, re, tarfile, urllib.request
 import warnings, zlib
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from .core import *
 from .folder import *
+from .hub import read_hub
 
 # %% ../nbs/a_data.ipynb #68328057
 @dataclass
@@ -28,25 +30,29 @@ class ImageData:
 
     Floats are rounded to 256 levels. `InputError` if images or labels cannot be right.
     """
-    levels: Tensor              # (n, c, h, w), uint8, or floats in [-1, 1]
+    levels: Tensor              # (n, c, h, w), uint8, or floats in [-1, 1]; read only
     labels: Tensor|None = None  # (n,), int64
     classes: tuple = ()         # names; label k is classes[k]
     name: str = 'images'        # written on cards
     note: str = ''              # what was done to the files
     value_range: tuple|None = None # of images of more than 8 bits: what is 0 and 255
+    content: Tensor|None = None # (n, 4), int32: the true pictures in padded ones
 
     def __post_init__(self):
         self.levels = _checked_levels(self.levels)
         self.classes = tuple(self.classes)
         if self.labels is not None:
             self.labels = check_labels(self.labels, len(self), len(self.classes))
+        if self.content is not None:
+            self.content = _checked_content(self.content, self.levels)
 
     def __len__(self): return len(self.levels)
 
     def __getitem__(self, i):
         i = [i] if isinstance(i, numbers.Integral) else i # one image is a set, too
         labels = None if self.labels is None else self.labels[i]
-        return replace(self, levels=self.levels[i], labels=labels)
+        content = None if self.content is None else self.content[i]
+        return replace(self, levels=self.levels[i], labels=labels, content=content)
 
     @property
     def images(self):
@@ -62,6 +68,18 @@ def _checked_levels(images):
         raise InputError(f'images are {tuple(images.shape)}: expected (n, c, h, w) '
                          'with c = 1 or 3')
     return as_levels(images)
+
+def _checked_content(boxes, levels):
+    "Boxes of top, left, height, width. `InputError` if one does not lie in its image."
+    boxes, (n, _, h, w) = torch.as_tensor(boxes), levels.shape
+    if boxes.shape != (n, 4) or boxes.is_floating_point():
+        raise InputError(f'content is {boxes.dtype} of shape {tuple(boxes.shape)}: '
+                         f'expected {n} boxes of top, left, height and width')
+    ends = boxes[:, :2] + boxes[:, 2:]
+    if (boxes[:, :2] < 0).any() or (boxes[:, 2:] < 1).any() or (
+            ends > torch.tensor([h, w])).any():
+        raise InputError(f'content reaches out of the images of {h} x {w}')
+    return boxes.int()
 
 def check_labels(labels,       # n numbers of classes
                  n:int,
@@ -90,17 +108,13 @@ def counts(self:ImageData)->list: # images of each class; [] without labels
 @patch
 def hashes(self:ImageData)->Tensor: # (n,), int64
     "A hash of each image's levels: equal images have equal ones."
-    def number(image):
-        digest = hashlib.blake2b(image.contiguous().numpy(), digest_size=8).digest()
-        return int.from_bytes(digest, 'little', signed=True)
-    numbers = [number(image) for image in self.levels]
-    return torch.tensor(numbers, dtype=torch.int64)
+    return level_hashes(self.levels)
 
 @patch
 def fingerprint(self:ImageData)->str:
-    "Hash of the images and of their labels."
-    labels = {} if self.labels is None else {'labels': self.labels}
-    return fingerprint({'images': self.levels} | labels)
+    "Hash of the images, of their labels, and of where they are padded."
+    parts = dict(images=self.levels, labels=self.labels, content=self.content)
+    return fingerprint({k: v for k, v in parts.items() if v is not None})
 
 # %% ../nbs/a_data.ipynb #bf3742d3
 @patch
@@ -313,16 +327,16 @@ def _in_split(row, split):
 
 # %% ../nbs/a_data.ipynb #d5eafa2a
 def emoji(split:str='train', # train, test or all
-          size:int=32,       # pixels per side
+          size=32,           # pixels per side, or (height, width)
           style:str='google' # google, twitter or both
-         )->ImageData:       # images (n, 3, size, size); classes are the categories
+         )->ImageData:       # images (n, 3, h, w); classes are the categories
     """Colour pictures with names (`emoji_table`), on white.
 
     A tenth of the designs is the test. `InputError` for another size than 32 or
     another style than google where the packed files are not on this machine.
     """
     styles = _check_emoji(split, style)
-    parts = [_emoji_levels(one, whole('size', size, 8)) for one in styles]
+    parts = [_emoji_levels(one, sides(size)) for one in styles]
     kept = [(row, image) for rows, images in parts for row, image in zip(rows, images)
             if _in_split(row, split)]
     classes = sorted({row['category'] for row in parts[0][0]})
@@ -331,13 +345,13 @@ def emoji(split:str='train', # train, test or all
     note = ' and '.join(EMOJI_STYLES[one] for one in styles)
     return ImageData(levels.contiguous(), labels, classes, f'emoji {split}', note)
 
-def _emoji_levels(style, size): # rows, (n, size, size, 3)
-    if (style, size) == ('google', 32):
+def _emoji_levels(style, size): # rows, (n, h, w, 3)
+    if (style, size) == ('google', (32, 32)):
         images, rows = _embedded_emoji()
         return rows, images
     rows, files = _emoji_pictures(style)
     pictures = [open_image(BytesIO(file)).convert('RGB') for file in files]
-    return rows, [np.asarray(square_image(im, size)) for im in pictures]
+    return rows, [np.asarray(fit_image(im, size)) for im in pictures]
 
 # %% ../nbs/a_data.ipynb #afe97c7e
 def _as_data(found, rows, name): # of a Folder
@@ -345,20 +359,24 @@ def _as_data(found, rows, name): # of a Folder
     if labels is not None and (labels < 0).any(): # some lie in no class of the others
         labels = None
     classes = () if labels is None else found.classes
+    content = None if found.content is None else found.content[rows]
     return ImageData(found.levels[rows], labels, classes, name, found.note,
-                     found.value_range)
+                     found.value_range, content)
 
 def image_folder(path,         # a folder of images, or of one subfolder per class
-                 size:int=32,  # pixels per side of the result, 8 or more
+                 size=32,      # pixels per side, or (height, width); 8 or more
                  channels:int|None=None, # 1 or 3; by default 1 only if all are grey
                  skip_unreadable=False, # go on without files that cannot be read
-                 value_range=None # to scale images of more than 8 bits by
-                )->ImageData:  # (n, channels, size, size)
+                 value_range=None, # to scale images of more than 8 bits by
+                 fit:str='crop', # crop, stretch or pad
+                 cache=None    # a folder to keep the result in, for many pictures
+                )->ImageData:  # (n, channels, h, w)
     """All images below `path`, in the natural order of their names.
 
     `InputError` names the folder or all files that are wrong.
     """
-    found = read_folder(path, size, channels, None, skip_unreadable, value_range)
+    found = read_folder(path, size, channels, None, skip_unreadable, value_range, fit,
+                        cache)
     return _as_data(found, slice(None), Path(path).resolve().name)
 
 # %% ../nbs/a_data.ipynb #cdceb4f4
@@ -377,17 +395,49 @@ def crop_images(images:Tensor, # (n, c, H, W)
     y, x = ((big - small)//2 for big, small in zip(images.shape[-2:], size))
     return images[..., y:y+size[0], x:x+size[1]]
 
+# %% ../nbs/a_data.ipynb #5f2402af
+def pad_content(content:Tensor, # (n, 4), boxes
+                size:tuple,     # (h, w) of the images that they lie in
+                multiple:int=8
+               )->Tensor:       # (n, 4), boxes in what pad_images makes of these
+    "Where the content lies after `pad_images`."
+    top, left = (-s % multiple//2 for s in size)
+    return content + content.new_tensor([top, left, 0, 0])
+
+def content_mask(content:Tensor, # (n, 4): top, left, height, width
+                 size:tuple,     # (h, w) of the images
+                 f:int=1         # pixels per latent cell, in each direction
+                )->Tensor:       # (n, 1, h/f, w/f), float32: 1 where content is
+    "Which pixels, or latent cells, hold some of the true picture."
+    top, left, h, w = content[:, :, None].unbind(1) # (n, 1) each
+    y, x = (torch.arange(side, device=content.device) for side in size)
+    rows, columns = (y >= top) & (y < top + h), (x >= left) & (x < left + w)
+    mask = (rows[:, None, :, None] & columns[:, None, None]).float()
+    return F.max_pool2d(mask, f, ceil_mode=True)
+
+# %% ../nbs/a_data.ipynb #5ffb234a
+def parse_size(text)->tuple: # (height, width)
+    "Pixels as they are typed: 64, or HEIGHTxWIDTH. `InputError` for another text."
+    found = re.fullmatch(r'(\d+)(?:[xX×](\d+))?', str(text).replace(' ', ''))
+    if not found:
+        raise InputError(f'pixels is {text!r}: expected a number, as 64, or '
+                         'HEIGHTxWIDTH, as 96x64')
+    height, width = found.groups()
+    return sides((int(height), int(width or height)))
+
 # %% ../nbs/a_data.ipynb #fb8475bc
 BUILT_IN = 'fashion', 'fashion-full', 'emoji'
 
 def built_in(name)->str|None:
-    """Which of `BUILT_IN` is meant by `name`, or None: a folder.
+    """Which of `BUILT_IN` is meant by `name`, or which `hub:` name; None for a folder.
 
     `InputError` if it could be both, and if it is neither.
     """
     name = str(name)
     if not name.strip():
         raise InputError(f'data is {name!r}: name a folder, or {" or ".join(BUILT_IN)}')
+    if name.startswith('hub:'):
+        return name
     word = name.removeprefix('builtin:')
     if name in BUILT_IN and Path(name).is_dir():
         raise InputError(f'{name} is the name of built-in data, and of a folder here: '
@@ -395,37 +445,55 @@ def built_in(name)->str|None:
     if word in BUILT_IN:
         return word
     if not Path(name).is_dir():
-        what = ' (a file: unpack it, or give its folder)' if Path(name).is_file() else ''
-        raise InputError(f'data is {name!r}{what}: expected {", ".join(BUILT_IN)} '
-                         'or a folder of images')
+        is_file = Path(name).is_file()
+        what = ' (a file: unpack it, or give its folder)' if is_file else ''
+        raise InputError(f'data is {name!r}{what}: expected {", ".join(BUILT_IN)}, '
+                         'a folder of images, or hub:OWNER/NAME')
 
 # %% ../nbs/a_data.ipynb #4c600e3f
-def load_data(name,    # fashion, fashion-full, emoji or a folder
-              size:int=32, # pixels per side, not for fashion: not smoke, lesson, full
+def load_data(name,    # fashion, fashion-full, emoji, a folder or hub:OWNER/NAME
+              size=32, # pixels per side or (height, width), not for fashion
               held_out:float=.1, # part of a folder that becomes the test images
               channels:int|None=None, # of a folder: 1 or 3; default 1 if all are grey
               skip_unreadable=False, # go on without files that cannot be read
-              value_range=None # to scale images of more than 8 bits by
+              value_range=None, # to scale images of more than 8 bits by
+              fit:str='crop', # of a folder: crop, stretch or pad
+              cache=None,     # a folder to keep what was read, for many pictures
+              split:str|None=None, # of a data set of the Hub: the part to train on,
+              image:str|None=None, # the column of the images,
+              label:str|None=None  # and that of the classes
              )->tuple:     # (train, test), both ImageData
     """Training and test images by the name that the commands take.
 
-    `size` is in pixels: squares of that side are made of a folder's images and of
-    emoji, while Fashion-MNIST stays as it is. At most 2,000 images of a folder are
-    held out, unless `held_out` is a half or more; a part `val` or `test` that is
-    there already is held out instead.
+    `size` is in pixels: a folder's images and emoji are made as large, while
+    Fashion-MNIST stays as it is. At most 2,000 images of a folder are held out, unless
+    `held_out` is a half or more; a part `val` or `test` that is there already is held
+    out instead.
     """
-    if word := built_in(name):
+    word, columns = built_in(name), (split, image, label)
+    if columns != (None, None, None) and not (word or '').startswith('hub:'):
+        raise InputError(f'split, image and label belong to hub:OWNER/NAME, not {name}')
+    if word in BUILT_IN:
         return _load_built_in(word, size, channels)
     if not (isinstance(held_out, float) and 0 < held_out < 1):
         raise InputError(f'held_out is {held_out!r}: expected a part of the images, '
                          'more than 0. and less than 1.')
-    found = read_folder(name, size, channels, held_out, skip_unreadable, value_range)
+    if word:
+        found = read_hub(word.removeprefix('hub:'), *columns, size, fit, channels, None,
+                         held_out, skip_unreadable, value_range, cache)
+    else:
+        found = read_folder(name, size, channels, held_out, skip_unreadable,
+                            value_range, fit, cache)
+    return _parts(found, name)
+
+# %% ../nbs/a_data.ipynb #072e92e3
+def _parts(found, name): # a Folder -> train, test
     n, k, title = len(found.levels), found.held_out, Path(name).resolve().name
     if n < 20 or k == n:
         raise InputError(f'{name} holds {n} images, {k} of them held out: it needs 20 '
                          'or more, and some of them to train on')
     train = _as_data(found, slice(k, None), f'{title} train')
-    return train, _unseen(train, _as_data(found, slice(k), f'{title} test'))
+    return train, _unseen(_as_data(found, slice(k), f'{title} test'), found.twins)
 
 # %% ../nbs/a_data.ipynb #fcdfec25
 def _load_built_in(word, size, channels):
@@ -436,14 +504,13 @@ def _load_built_in(word, size, channels):
         raise InputError('channels is 1, and emoji have colours: expected 3, or none')
     return emoji('train', size), emoji('test', size)
 
-def _unseen(train, test):
-    "`test` without images that are, at this size, in `train` under another file."
-    twins = torch.isin(test.hashes(), train.hashes())
-    if not twins.any():
+def _unseen(test, twins):
+    "`test` without images that are, at this size, among the others in another file."
+    if twins is None or not twins.any():
         return test
     warnings.warn(f'{twins.sum():,} of {len(test):,} held-out pictures are also among '
                   'those to train on, in other files: they are left out of the test',
-                  stacklevel=3)
+                  stacklevel=4)
     if twins.all():
         raise InputError('all held-out pictures are among those to train on: remove '
                          'the copies, or give a part val/ of other pictures')

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ldm_nb.folder import open_image, square_image
+from ldm_nb.folder import fit_image, open_image
 
 TARGET = Path(__file__).parent.parent/'ldm_nb'/'datasets'/'emoji.npz'
 SIDE = 32
@@ -78,7 +78,7 @@ def packed(folder):
     found = {} # {the bytes of a picture: all that it stands for}
     for row, version in described(json.loads((folder/'emoji.json').read_text())):
         path = folder/'img'/'google'/'64'/f'{row["id"].lower()}.png'
-        levels = np.asarray(square_image(open_image(path).convert('RGB'), SIDE))
+        levels = np.asarray(fit_image(open_image(path).convert('RGB'), SIDE))
         # of copies stays the one that claims least: no gender, the older, the shorter name
         claim = row['gender'] not in ('', 'person'), version, len(row['name'])
         found.setdefault(levels.tobytes(), []).append((claim, row, levels))
