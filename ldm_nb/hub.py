@@ -83,14 +83,12 @@ class _Stream:
             self.headers.append(header)
             self.labels.append(example[self.label] if self.label else None)
 
-def _file_bytes(entry): # of a column of images that is not decoded
-    if not entry:
-        return b''
-    if entry['bytes'] is not None:
-        return entry['bytes']
-    import fsspec
-    with fsspec.open(entry['path'], 'rb') as f:
-        return f.read()
+def _file_bytes(entry): # of a column of images that is not decoded; b'' of nothing
+    if entry and entry['bytes'] is None and entry['path']:
+        import fsspec
+        with fsspec.open(entry['path'], 'rb') as f:
+            return f.read()
+    return (entry or {}).get('bytes') or b''
 
 # %% ../nbs/a_hub.ipynb #7003cda6
 def _read_part(stream, parts, part, limit):

@@ -168,13 +168,15 @@ def test_emoji_of_another_style(packed, tmp_path, monkeypatch, how):
         with tarfile.open(file) as tar: tar.extractall(tmp_path/'own', filter='data')
         monkeypatch.setenv('LDM_EMOJI', str(tmp_path/'own'/'package'))
     if how == 'cache': (tmp_path/'ldm_nb').mkdir(); (tmp_path/'ldm_nb'/'emoji').symlink_to(packed)
-    images, table = emoji('all', 16, 'twitter'), emoji_table('all', 'twitter')
-    assert images.levels.shape == (3766, 3, 16, 16) and len(table) == 3766 and table[0]['style'] == 'twitter'
+    table = emoji_table('all', 'twitter')
+    assert len(table) == 3766 and table[0]['style'] == 'twitter'  # of two that are equal one
+    if how != 'packed': return
+    images = emoji('all', 16, 'twitter')
+    assert images.levels.shape == (3766, 3, 16, 16)
     assert images.levels[300, :, 0, 0].tolist() == [300 - 256, 1, 0]
-    if how == 'packed':
-        file_bytes = file.read_bytes(); cut = tmp_path/file.name; cut.write_bytes(file_bytes[:5000])
-        monkeypatch.setenv('LDM_EMOJI', str(cut))
-        with pytest.raises(InputError, match='cannot be unpacked'): emoji(style='twitter')
+    cut = tmp_path/file.name; cut.write_bytes(file.read_bytes()[:5000])
+    monkeypatch.setenv('LDM_EMOJI', str(cut))
+    with pytest.raises(InputError, match='cannot be unpacked'): emoji(style='twitter')
 
 
 def _unpacked_emoji():
