@@ -20,7 +20,8 @@ from ldm_nb.core import write_json
 CODE = '''
 import json, resource, sys, time
 from ldm_nb.data import load_data
-from ldm_nb.training import RECIPES, train_autoencoder, train_latent_diffusion
+from ldm_nb.runs import train_latent_diffusion
+from ldm_nb.training import RECIPES, train_autoencoder
 folder, pixels, what, out = sys.argv[1:]
 start = time.perf_counter()
 train, test = load_data(folder, int(pixels))

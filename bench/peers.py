@@ -27,7 +27,8 @@ from ldm_nb.data import crop_images, fashion_mnist, pad_images
 from ldm_nb.loop import batch_indices
 from ldm_nb.features import extract
 from ldm_nb.evaluation import frechet_distance, kid, kid_error, mean_cov
-from ldm_nb.training import LatentDiffusion, train_latent_diffusion
+from ldm_nb.runs import train_latent_diffusion
+from ldm_nb.training import LatentDiffusion
 
 HERE, DIRECTIONS, DEVICE = Path(__file__).parent, 128, default_device()
 parameters = lambda *nets: sum(p.numel() for net in nets for p in net.parameters())

@@ -22,6 +22,7 @@ from .autoencoder import *
 from .forward import *
 from .denoiser import *
 from .training import *
+from .runs import *
 
 # %% ../nbs/10_showdown.ipynb #f2a7cfec
 def relativistic_losses(real:Tensor, # (b,), scores of real data

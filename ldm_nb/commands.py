@@ -21,6 +21,7 @@ from .data import *
 from .loop import *
 from .features import *
 from .training import *
+from .runs import *
 from .evaluation import *
 
 # %% ../nbs/a_commands.ipynb #b786a146

@@ -99,7 +99,8 @@ def diffusion_loss(model,              # (x_t, t, labels) -> prediction like x_t
                    schedule=Schedule('flow'),
                    prediction_type='flow_prediction', # one of PREDICTIONS
                    t:Tensor|None=None, # (b,); by default logit-normal
-                   weighting=None      # snr -> weight on the squared error of x_0
+                   weighting=None,     # snr -> weight on the squared error of x_0
+                   mask=None           # (b, 1, h, w), 1 where the error counts, else 0
                   )->Tensor:           # a scalar
     """Mean squared error of the prediction at random times (Ho et al. 2020, eq. 14).
 
@@ -110,22 +111,26 @@ def diffusion_loss(model,              # (x_t, t, labels) -> prediction like x_t
     α, σ = (expand_like(v, x0) for v in schedule(t))
     prediction = model(α*x0 + σ*eps, t, labels)
     wanted = target(prediction_type, x0, eps, α, σ)
+    if mask is not None: # where it is 0, there is no error
+        prediction = torch.where(mask > 0, prediction, wanted)
+    share = 1 if mask is None else mask.mean()
     if weighting is None:
-        return F.mse_loss(prediction, wanted)
+        return F.mse_loss(prediction, wanted)/share
     # for the weight only: at the ends of a chain one of them is 0
     α, σ = α.clamp(min=1e-3), σ.clamp(min=1e-3)
     weight = weighting((α/σ)**2)/x0_weight(prediction_type, α, σ)
-    return (weight*(prediction - wanted).square()).mean()
+    return (weight*(prediction - wanted).square()).mean()/share
 
 # %% ../nbs/04_denoiser.ipynb #2813514f
 class TimeResBlock(nn.Module):
     "A residual block, its second norm scaled and shifted by the embedding."
-    def __init__(self, in_width:int, width:int, emb_dim:int):
+    def __init__(self, in_width:int, width:int, emb_dim:int, dropout=0.):
         super().__init__()
         self.conv1 = nn.Sequential(nn.GroupNorm(8, in_width), nn.SiLU(),
                                    nn.Conv2d(in_width, width, 3, padding=1))
         self.emb = nn.Linear(emb_dim, 2*width)
         self.norm = nn.GroupNorm(8, width)
+        self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(width, width, 3, padding=1))
         same = in_width == width
         self.skip = nn.Identity() if same else nn.Conv2d(in_width, width, 1)
@@ -134,7 +139,7 @@ class TimeResBlock(nn.Module):
         "(b, in_width, h, w) features, (b, emb_dim) embedding -> (b, width, h, w)"
         scale, shift = self.emb(emb)[..., None, None].chunk(2, dim=1)
         h = self.norm(self.conv1(x))*(1 + scale) + shift
-        return self.skip(x) + self.conv2(F.silu(h))
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
 
 # %% ../nbs/04_denoiser.ipynb #77e5f786
 class SelfAttention(nn.Module):
@@ -165,10 +170,14 @@ class UNet(nn.Module):
                  widths=(64, 96), # at each resolution, the finest first
                  blocks=1,        # residual blocks at each resolution, down and up
                  num_classes=0,   # 0: no labels; the index num_classes means "no class"
-                 emb_dim=192):    # of the embedding of time and class
+                 emb_dim=192,     # of the embedding of time and class
+                 dropout=0.,      # inside the blocks, in training
+                 augment=0):      # numbers that say how an image was changed
         super().__init__()
         self.config = dict(channels=channels, widths=list(widths), blocks=blocks,
-                           num_classes=num_classes, emb_dim=emb_dim)
+                           num_classes=num_classes, emb_dim=emb_dim,
+                           dropout=dropout, augment=augment)
+        def block(w): return TimeResBlock(w, width, emb_dim, dropout)
         self.num_classes, self.shrinks = num_classes, len(widths) - 1
         self.time = nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(),
                                   nn.Linear(emb_dim, emb_dim))
@@ -179,28 +188,30 @@ class UNet(nn.Module):
             if level:
                 above = widths[level-1]
                 self.down.append(nn.Conv2d(above, width, 3, stride=2, padding=1))
-            self.down.extend(TimeResBlock(width, width, emb_dim) for _ in range(blocks))
-        self.mid = nn.ModuleList([TimeResBlock(width, width, emb_dim),
-                                  SelfAttention(width),
-                                  TimeResBlock(width, width, emb_dim)])
+            self.down.extend(block(width) for _ in range(blocks))
+        self.mid = nn.ModuleList([block(width), SelfAttention(width), block(width)])
         for level, width in reversed(list(enumerate(widths))):
-            self.up.extend(TimeResBlock(2*width, width, emb_dim) for _ in range(blocks))
+            self.up.extend(block(2*width) for _ in range(blocks))
             if level:
                 self.up.append(nn.Sequential(nn.Conv2d(width, widths[level-1], 1),
                                              nn.Upsample(scale_factor=2.)))
         self.out = nn.Sequential(nn.GroupNorm(8, width), nn.SiLU(),
                                  zero_init(nn.Conv2d(width, channels, 3, padding=1)))
+        if augment:
+            self.augment = zero_init(nn.Linear(augment, emb_dim, bias=False))
 
 # %% ../nbs/04_denoiser.ipynb #a7bfc3c9
 def embed(net,       # has time, label and num_classes
           x:Tensor,  # (b, ...)
           t:Tensor,  # (b,) in [0, 1]
-          labels:Tensor|None # (b,); None means the index num_classes
+          labels:Tensor|None, # (b,); None means the index num_classes
+          augment:Tensor|None=None # (b, k), how the images were changed; None: not
          )->Tensor:  # (b, emb_dim)
-    "The embedding of time and class that conditions every block."
+    "The embedding of time, class and change that conditions every block."
     if labels is None:
         labels = torch.full((len(x),), net.num_classes, device=x.device)
-    return F.silu(net.time(timestep_embedding(t, 128)) + net.label(labels))
+    emb = net.time(timestep_embedding(t, 128)) + net.label(labels)
+    return F.silu(emb if augment is None else emb + net.augment(augment))
 
 def check_sides(x:Tensor, multiple:int):
     "`InputError` unless both sides of x (b, c, h, w) are multiples of `multiple`."
@@ -210,10 +221,11 @@ def check_sides(x:Tensor, multiple:int):
 
 # %% ../nbs/04_denoiser.ipynb #15fa951f
 @patch
-def forward(self:UNet, x, t, labels=None):
-    "(b, channels, h, w) latents, (b,) times in [0, 1], (b,) labels or None -> like x"
+def forward(self:UNet, x, t, labels=None, augment=None):
+    """(b, channels, h, w) latents, (b,) times in [0, 1], (b,) labels or None -> like x.
+    `augment` (b, k) says how the images of the latents were changed; None: not."""
     check_sides(x, 2**self.shrinks)
-    emb = embed(self, x, t, labels)
+    emb = embed(self, x, t, labels, augment)
     h, stack = self.conv_in(x), []
     for layer in self.down:
         if isinstance(layer, TimeResBlock):

@@ -25,6 +25,7 @@ from .vae import *
 from .forward import *
 from .denoiser import *
 from .training import *
+from .runs import *
 
 # %% ../nbs/09_joint.ipynb #5b0daef9
 def flow_loss_at(ν:Tensor, # variances of Gaussian latent numbers

@@ -156,15 +156,19 @@ def _unpack(tensors, model, ema, opt)->tuple: # the guide (or None) and the hist
     return guide, {k: v.tolist() for k, v in part('history.').items()}
 
 # %% ../nbs/a_loop.ipynb #9a0e89b4
-def plot_losses(losses:dict): # {stage: (steps,)}
-    "A panel for each stage, smoothed over a hundredth of the run; returns the figure."
+def plot_losses(losses:dict,       # {stage: (steps,)}
+                held_out:dict={}): # {stage: (steps, losses)}
+    """A panel for each stage, smoothed over a hundredth of the run; returns the figure.
+    Losses on images held out are drawn beside it, as points."""
     axes = np.atleast_1d(panels(len(losses)))
     for ax, (stage, values) in zip(axes, losses.items()):
         k = max(len(values)//100, 1)
         smooth = np.convolve(values, np.ones(k)/k, 'valid')
-        ax.plot(np.arange(len(smooth)) + k, smooth)
+        ax.plot(np.arange(len(smooth)) + k, smooth, label='training')
+        if stage in held_out:
+            ax.plot(*held_out[stage], 'o-', ms=3, label='held out')
         label(ax, f'{stage} (lower is better)', 'step', f'loss, mean of {k} steps',
-              log='y' if np.min(values) > 0 else '')
+              log='y' if np.min(values) > 0 else '', legend=stage in held_out)
     return axes[0].figure
 
 # %% ../nbs/a_loop.ipynb #0ae19e0e
@@ -190,6 +194,7 @@ def show(self:_Display, batch_size:int):
     "Update the bar twice a second (in a log: seldom), the curve every five seconds."
     now = time.perf_counter()
     if self.bar.disable or now - self.shown < .5: return
+    self.run.fetch()
     losses = [f[0] for f in self.run.history['figures']]
     images = batch_size*(self.run.step - self.first)
     self.bar.set_postfix(loss=f'{np.mean(losses[-50:]):.4f}',
@@ -292,6 +297,7 @@ class Run:
         self.opt = self._optimizer(lr)
         self.trained = [p for group in self.opt.param_groups for p in group['params']]
         self.history = {k: [] for k in ('figures', 'lr', 'grad_norm', 'seconds')}
+        self.pending, self.lag = [], _lag(self.accelerator)
         self.seconds, self.done, self.stopped = 0., False, False
         self.resume()
         self.start = time.perf_counter() - self.seconds
@@ -329,8 +335,10 @@ def _optimizer(self:Run, lr):
 
 # %% ../nbs/a_loop.ipynb #9613c2a3
 @patch
-def save(self:Run):
+def save(self:Run, every=0.): # seconds since the last one, at least
     "Write a checkpoint, if this run keeps any and this is the process that writes."
+    if time.perf_counter() - self.saved < every: return
+    self.fetch()
     if self.checkpoints and self.accelerator.is_main_process:
         tensors = _pack(self.model, self.ema, self.guide, self.opt, self.history)
         state = dict(run=self.settings, seconds=self.seconds, done=self.done)
@@ -400,7 +408,7 @@ def resume(self:Run):
 # %% ../nbs/a_loop.ipynb #d2ad3f86
 @patch
 def backward(self:Run, loss, indices:Tensor, interrupted=False
-            )->list: # the loss, and what the loss function returned beside it
+            )->Tensor: # the loss, and what the loss function returned beside it
     "Gradients of the whole batch, in all processes; sets `seconds`, `stopped`."
     me, count = self.accelerator.process_index, self.accelerator.num_processes
     key = (self.settings['seed'], self.settings['stage'], self.step)
@@ -409,14 +417,16 @@ def backward(self:Run, loss, indices:Tensor, interrupted=False
         with self.accelerator.autocast():
             values = part_loss(loss, self.model, indices, part, self.parts, key)
         self.accelerator.backward(values[0]/self.parts)
-        figures = figures + values.detach().cpu()/self.parts
+        figures = figures + values.detach()/self.parts
     seconds = (time.perf_counter() - self.start)/count
+    if self.lag > 1: # alone on a GPU: the figures stay there for a while
+        self.seconds, self.stopped = seconds, bool(interrupted)
+        return figures
     mine = torch.tensor([seconds, float(bool(interrupted))], dtype=torch.float64)
-    mine = torch.cat([mine, figures])
+    mine = torch.cat([mine, figures.cpu()])
     total = sum_over_processes(self.accelerator, self.trained, mine)
-    self.seconds, stopped, *figures = total.tolist()
-    self.stopped = stopped > 0
-    return figures
+    self.seconds, self.stopped = total[0].item(), total[1].item() > 0
+    return total[2:]
 
 # %% ../nbs/a_loop.ipynb #4be57df0
 @patch
@@ -428,22 +438,30 @@ def average(self:Run, decay, copy_at, progress):
         self.guide = copy.deepcopy(self.ema)
 
 @patch
-def note(self:Run, figures, grad_norm):
+def note(self:Run):
     "Append the step that was made to the history."
-    lr = self.opt.param_groups[0]['lr']
-    now = dict(figures=figures, lr=lr, grad_norm=grad_norm, seconds=self.seconds)
-    for name, value in now.items():
-        self.history[name].append(value)
+    self.history['lr'].append(self.opt.param_groups[0]['lr'])
+    self.history['seconds'].append(self.seconds)
+
+@patch
+def fetch(self:Run):
+    "Bring the figures of the last steps into the history. `InputError`: not finite."
+    while self.pending:
+        step, indices, figures, grad_norm = self.pending.pop(0)
+        figures = figures.tolist()
+        self.check_finite(step, indices, figures[0], grad_norm.item())
+        self.history['figures'].append(figures)
+        self.history['grad_norm'].append(grad_norm.item())
 
 # %% ../nbs/a_loop.ipynb #a33faf11
 @patch
-def check_finite(self:Run, loss, indices, value, grad_norm):
+def check_finite(self:Run, step, indices, value, grad_norm):
     "`InputError` with the likely cause if the loss or its gradient is not finite."
     if math.isfinite(value + grad_norm): return
     losses = [f[0] for f in self.history['figures']]
     lr = self.opt.param_groups[0]['lr']
-    cause = likely_cause(self.model, loss, indices, losses, lr)
-    raise InputError(f'{self.settings["stage"]} stopped at step {self.step}, '
+    cause = likely_cause(self.model, self.loss, indices, losses, lr)
+    raise InputError(f'{self.settings["stage"]} stopped at step {step}, '
                      f'loss {value:.4g}, length of the gradient {grad_norm:.4g}: '
                      f'{cause}')
 
@@ -451,6 +469,8 @@ def check_finite(self:Run, loss, indices, value, grad_norm):
 @patch
 def finish(self:Run):
     "Write the last checkpoint."
+    self.fetch()
+    self.model._compiled_call_impl = None # of torch.compile, which no file can hold
     if not self.done:
         self.done = not self.stopped
         self.save()
@@ -479,6 +499,10 @@ def _check_budget(num_steps, seconds, ema_decay, guide_at):
         raise InputError(f'guide_at is {guide_at}, and there is no average to copy: '
                          'give ema_decay, too')
 
+def _lag(accelerator): # steps after which figures are fetched: a GPU shall not wait
+    alone = accelerator.num_processes == 1
+    return 50 if alone and accelerator.device.type == 'cuda' else 1
+
 def _learns(lr): # the children that are trained, or None for all
     return sorted(lr) if isinstance(lr, dict) else None
 
@@ -491,11 +515,16 @@ def train_step(self:Run, loss, asked):
     indices = batch_indices(self.step, s['n'], s['batch_size'], s['seed'])
     self.model.zero_grad()
     figures = self.backward(loss, indices, asked)
-    grad_norm = nn.utils.clip_grad_norm_(self.trained, s['clip']).item()
-    self.check_finite(loss, indices, figures[0], grad_norm)
+    grad_norm = nn.utils.clip_grad_norm_(self.trained, s['clip'])
+    self.loss = loss
+    self.pending.append((self.step, indices, figures, grad_norm))
+    if self.lag > 1: # the optimizer leaves out a step that is not finite
+        self.opt.found_inf = (~(figures[0] + grad_norm).isfinite()).float()
+    if len(self.pending) >= self.lag:
+        self.fetch()
     self.opt.step()
     self.average(s['ema_decay'], s['guide_at'], progress)
-    self.note(figures, grad_norm)
+    self.note()
 
 # %% ../nbs/a_loop.ipynb #59db0c1f
 def fit(model,
@@ -509,10 +538,10 @@ def fit(model,
         ema_decay:float|None=None, lr_schedule=cosine_lr, clip=1., betas=(.9, .99),
         same:dict|None=None,     # what else a resumed run must agree in, JSON-able
         accumulate=1,            # parts in which a batch is computed
-        checkpoint=None,         # folder to resume from, and to save to
-        save_every=20.,          # seconds between checkpoints
+        checkpoint=None, save_every=20., # folder to resume from; seconds between saves
         callback=None,           # callback(step, model, ema) after each step
-        guide_at:float|None=None # share of the budget after which the EMA is copied
+        guide_at:float|None=None, # share of the budget after which the EMA is copied
+        watch=None, compile=False # watch(run) after each step; torch.compile the model
        )->dict: # model, ema, guide, losses (steps,), history, seconds, interrupted
     """Train with AdamW, clipping and EMA; `guide` is the early copy of the EMA.
 
@@ -530,11 +559,12 @@ def fit(model,
     own_random = torch.random.fork_rng(devices=range(torch.cuda.device_count()))
     with _interrupts() as asked, _Display(stage, run) as display, own_random:
         model.train()
+        if compile: model.compile()
         while run.progress < 1 and not (run.done or run.stopped):
             run.train_step(loss, asked)
             if callback: callback(run.step, model, run.ema)
+            if watch: watch(run)
             display.show(batch_size)
-            if time.perf_counter() - run.saved > save_every:
-                run.save()
+            run.save(save_every)
         run.finish()
     return run.result(run.stopped or bool(asked))

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'SAMPLING', 'FORMAT', 'Recipe', 'train_autoencoder', 'train_denoiser', 'LatentDiffusion', 'paired',
-           'verdict', 'kept_for_backward', 'memory_needed', 'cached_latents', 'train_latent_diffusion']
+           'verdict', 'kept_for_backward', 'random_changes', 'change_images', 'content_mask']
 
 # %% ../nbs/05_training.ipynb #527229fb
-import copy, hashlib, json, math, shutil, sys, uuid, warnings
-from contextlib import nullcontext
+import copy, hashlib, json, math, shutil, sys, uuid
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 import numpy as np
 import torch
+import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import Tensor, nn
 import ldm_nb
@@ -32,6 +33,7 @@ class Recipe:
 
     What all runs share is in the code of the two stages and of `fit`:
     losses, random times, optimizer, learning-rate schedule.
+    (`RECIPES['full']` was never run on a GPU by us: its figures are a guess.)
     """
     f: int = 4                     # stage one: sides of images over those of latents
     latent_channels: int = 4
@@ -51,7 +53,10 @@ class Recipe:
     lr: float = 2e-3
     ema_decay: float = .99
     label_dropout: float = .1
+    dropout: float = 0.            # inside the denoiser's blocks
     guide_at: float = .1           # of stage two's budget: when the guide is copied
+    flip: bool = False             # both stages: half of the images left to right
+    shift: int = 0                 # and moved by up to so many pixels
     accumulate: int = 1            # parts in which a batch of either stage is computed
 
 RECIPES = dict(
@@ -67,43 +72,71 @@ def _vae_of(recipe, image_channels):
     return VAE(recipe.f, recipe.latent_channels, recipe.ae_width,
                recipe.encoder_depth, recipe.decoder_depth, image_channels)
 
+def _unet_of(recipe, channels, num_classes):
+    augment = 3*bool(recipe.flip or recipe.shift) # flipped, moved right and down
+    return UNet(channels, recipe.widths, recipe.blocks, num_classes, recipe.emb_dim,
+                recipe.dropout, augment)
+
 def train_autoencoder(images:Tensor, # (n, c, h, w), padded: floats or uint8 levels
                       recipe:Recipe,
                       seed=0,
+                      init:VAE|None=None, # whose weights it starts from
+                      content:Tensor|None=None, # (n, 4), what counts: content_mask
                       **budget):     # num_steps or seconds, checkpoint
     "Stage one: a `VAE` on images. Returns what `fit` does."
     torch.manual_seed(seed_for(seed, 'autoencoder'))
     vae, device = _vae_of(recipe, images.shape[1]), default_device()
+    if init is not None:
+        vae = VAE(**init.config)
+        vae.load_state_dict(init.state_dict())
+    images = _at_hand(images, device)
     def loss(model, i):
-        return vae_loss(model, as_floats(images[i].to(device)), recipe.kl_weight,
-                        reconstruction=clipped_mse)
+        x = images[i.to(images.device)].to(device)
+        changes = random_changes(len(i), recipe)
+        x, error = change_images(x, changes, recipe.shift), clipped_mse
+        if content is not None:
+            error = _within(content_mask(content[i], x.shape[-2:], changes,
+                                         recipe.shift).to(device))
+        return vae_loss(model, as_floats(x), recipe.kl_weight, reconstruction=error)
     return fit(vae, loss, len(images), recipe.ae_batch, recipe.ae_lr, seed=seed,
                stage='autoencoder', accumulate=recipe.accumulate, **budget)
 
 # %% ../nbs/05_training.ipynb #9ce5fbfa
-def _unet_of(recipe, channels, num_classes):
-    return UNet(channels, recipe.widths, recipe.blocks, num_classes, recipe.emb_dim)
-
 def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
                    labels:Tensor|None, # (n,) or None
                    stats:LatentStats,  # of the latents
                    recipe:Recipe,
                    num_classes=0,
                    seed=0,
+                   init:UNet|None=None, # whose weights it starts from
+                   encode=None, # (indices, changes) -> latents of changed images
+                   mask=None,   # (indices, changes) -> (b, 1, h, w), 1 where it counts
                    **budget):          # num_steps or seconds, checkpoint
     """Stage two: a `UNet` on standardised latents. Returns what `fit` does.
-    Labels are hidden with probability `label_dropout`."""
+    Labels are hidden with probability `label_dropout`. If the recipe flips or shifts,
+    the latents are those of `encode`, and the network is told each change."""
     torch.manual_seed(seed_for(seed, 'denoiser'))
     unet = _unet_of(recipe, latents.shape[1], num_classes)
+    if init is not None:
+        unet.load_state_dict(init.state_dict())
+    if unet.config['augment'] and encode is None:
+        raise InputError('the recipe flips or shifts: pass encode, which makes latents '
+                         'of changed images (latents alone cannot be changed so)')
     unet.trained_on = stats.fingerprint
     device, schedule = default_device(), Schedule(recipe.schedule)
+    latents = _at_hand(latents, device)
     def loss(model, i):
-        y = None
+        y, changes = None, random_changes(len(i), recipe)
         if labels is not None:
             kept = torch.rand(len(i)) >= recipe.label_dropout
             y = labels[i].where(kept, num_classes).to(device)
-        z = latents[i].to(device)
-        return diffusion_loss(model, z, y, schedule, recipe.prediction_type)
+        if changes is not None:
+            z, model = encode(i, changes), partial(model, augment=changes.to(device))
+        else:
+            z = latents[i.to(latents.device)].to(device)
+        counts = mask and mask(i, changes).to(device)
+        return diffusion_loss(model, z, y, schedule, recipe.prediction_type,
+                              mask=counts)
     return fit(unet, loss, len(latents), recipe.batch, recipe.lr, seed=seed,
                stage='denoiser', ema_decay=recipe.ema_decay, guide_at=recipe.guide_at,
                accumulate=recipe.accumulate, same=dict(latents=stats.fingerprint),
@@ -214,27 +247,57 @@ def kept_for_backward(net, step # function of the net: a forward pass
         step(model)
     return sum(v for k, v in sizes.items() if k not in weights)/1e6
 
-def memory_needed(data:ImageData, recipe:Recipe)->dict: # bytes
-    """An estimate of what training takes beside `data`: images, latents, networks.
+# %% ../nbs/05_training.ipynb #bfb7caf2
+def random_changes(n:int, recipe:Recipe)->Tensor|None: # (n, 3)
+    """For n images: mirrored (1) or not (0), and how far moved right and down, each
+    from -1 to 1 times `shift` pixels. None for a recipe without flip and shift."""
+    if not (recipe.flip or recipe.shift):
+        return None
+    flipped = (torch.rand(n, 1) < .5).float()*recipe.flip
+    moved = torch.randint(-recipe.shift, recipe.shift + 1, (n, 2))
+    return torch.cat([flipped, moved/max(recipe.shift, 1)], 1)
 
-    That is the padded copy; the latents and what writing them copies; weights,
-    gradients, moments, averages, checkpoint and activations of the hungrier stage."""
-    side = recipe.f*2**(len(recipe.widths) - 1)
-    n, c, h, w = data.levels.shape
-    H, W = (-(-s//side)*side for s in (h, w))
-    vae = _vae_of(recipe, c)
-    unet = _unet_of(recipe, recipe.latent_channels, len(data.classes))
-    x, l = torch.zeros(1, c, 2*side, 2*side), 2*side//recipe.f # one small image
-    z = torch.zeros(1, recipe.latent_channels, l, l)
-    y = torch.zeros(1, dtype=torch.long) if data.classes else None
-    kept = (recipe.ae_batch*kept_for_backward(vae, lambda m: vae_loss(m, x)),
-            recipe.batch*kept_for_backward(unet, lambda m: diffusion_loss(m, z, y)))
-    scale = 1.5e6*H*W/(4*side*side)/recipe.accumulate
-    weights = [sum(p.nbytes for p in net.parameters()) for net in (vae, unet)]
-    latents = 4*n*recipe.latent_channels*H*W//recipe.f**2
-    one, two = 8*weights[0] + scale*kept[0], 12*weights[1] + scale*kept[1]
-    return dict(images=n*c*H*W*((h, w) != (H, W)), latents=5*latents,
-                networks=int(max(one, two + weights[0])))
+def change_images(images:Tensor,      # (b, c, h, w)
+                  changes:Tensor|None, # (b, 3), as random_changes draws them
+                  shift:int            # pixels that a 1 in them stands for
+                 )->Tensor:           # (b, c, h, w)
+    "Images mirrored first and then moved; where nothing is, the border is repeated."
+    if changes is None:
+        return images
+    (b, _, h, w), device = images.shape, images.device
+    flipped, right, down = changes.to(device).unbind(1)
+    def lines(n, moved): # (b, n): which line of the picture comes to each place
+        places = torch.arange(n, device=device) - (moved*shift).round().long()[:, None]
+        return places.clamp(0, n - 1)
+    rows, columns = lines(h, down), lines(w, right)
+    columns = torch.where(flipped[:, None] > 0, w - 1 - columns, columns)
+    each = torch.arange(b, device=device)[:, None, None]
+    return images[each, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
+
+# %% ../nbs/05_training.ipynb #97275853
+def content_mask(content:Tensor,      # (b, 4): top, left, height, width of the picture
+                 sides:tuple,         # height and width of the padded images
+                 changes:Tensor|None=None, shift=0, # as for change_images
+                 f=1                  # pixels of a position, along a side
+                )->Tensor:            # (b, 1, h/f, w/f), 1 where the picture is, else 0
+    "Where a picture is inside its padding; a position of which it has a part counts."
+    def inside(first, length, n): # (b, n)
+        places = torch.arange(n)
+        return (places >= first[:, None]) & (places < (first + length)[:, None])
+    top, left, height, width = content.long().unbind(1)
+    rows, columns = inside(top, height, sides[0]), inside(left, width, sides[1])
+    mask = (rows[:, None, :, None] & columns[:, None, None, :]).float()
+    return F.max_pool2d(change_images(mask, changes, shift), f)
+
+def _within(mask): # an error of reconstructions: its mean over what the mask holds
+    def error(x, target):
+        return clipped_mse(torch.where(mask > 0, x, target), target)/mask.mean()
+    return error
+
+def _at_hand(x, device):
+    "x on the GPU, if a quarter of what is free there holds it, else where it is."
+    fits = device.type == 'cuda' and 4*x.nbytes < torch.cuda.mem_get_info(device)[0]
+    return x.to(device) if fits else x
 
 # %% ../nbs/05_training.ipynb #5ab0ced8
 def _check_parts(autoencoder, stats, denoisers):
@@ -257,8 +320,8 @@ _BY_STAGE = {
     'stage two: the denoiser': [
         ('schedule', 'prediction_type'),
         ('widths', 'blocks', 'emb_dim'),
-        ('batch', 'lr', 'ema_decay', 'label_dropout', 'guide_at')],
-    'both': [('accumulate',)]}
+        ('batch', 'lr', 'ema_decay', 'label_dropout', 'dropout', 'guide_at')],
+    'both': [('flip', 'shift', 'accumulate')]}
 
 @patch
 def __repr__(self:Recipe):
@@ -568,6 +631,7 @@ def _find_model(name):
     path, shipped = Path(name), PACKAGE/'weights'/str(name)
     for folder in (path, path/'model'): # path/model: of the folder of a run
         if (folder/'config.json').is_file(): return folder
+    from ldm_nb.runs import _run_in, _stand # this page is read later
     run = path.parent if path.name == 'model' else path
     if _run_in(run):
         raise InputError(
@@ -636,279 +700,11 @@ def push_to_hub(self:LatentDiffusion, repo_id, private=False):
         HfApi().create_repo(repo_id, private=private, exist_ok=True)
         return HfApi().upload_folder(repo_id=repo_id, folder_path=model)
 
-# %% ../nbs/05_training.ipynb #c7a403e2
-def _run_in(out):
-    "What the run in this folder is, by its run.json; None if there is none of ours."
-    try:
-        plan = read_json(out/'run.json')
-    except (InputError, OSError):
-        return None
-    if not isinstance(plan, dict) or not isinstance(plan.get('recipe'), dict):
-        return None
-    return plan if {'images', 'minutes', 'steps', 'seed'} <= plan.keys() else None
-
-def _boxes(out): # the checkpoints of both stages
-    stages = 'autoencoder', 'denoiser'
-    return [Checkpoints(out/'checkpoints'/stage) for stage in stages]
-
-def _budgets(minutes, steps, ae_share): # for both stages, as fit takes them
-    def budget(share):
-        return dict(num_steps=steps, seconds=minutes and 60*minutes*share)
-    return dict(autoencoder=budget(ae_share), denoiser=budget(1 - ae_share))
-
-def _budgets_of(plan): # older ones do not hold them
-    share = plan['recipe'].get('ae_share', Recipe.ae_share)
-    return plan.get('budgets') or _budgets(plan['minutes'], plan['steps'], share)
-
-def _stand(out):
-    "How far an unfinished run is, in words."
-    for box in reversed(_boxes(out)):
-        if box.files():
-            stage, step = box.folder.name, int(box.files()[-1].stem.split('-')[1])
-            budget = _budgets_of(_run_in(out))[stage]
-            asked = (f'of {budget["num_steps"]:,}' if budget['num_steps'] else
-                     f'in a budget of {budget["seconds"]/60:.3g} minutes')
-            return f'{stage}, step {step:,} {asked}'
-    return 'no step is made'
-
-# %% ../nbs/05_training.ipynb #eee6cf71
-def _other_images(old, plan): # what differs in them, as far as it is known
-    changes = []
-    for k, name in dict(count='count', shape='channels and pixels',
-                        classes='classes', class_counts='images of each').items():
-        then, now = (p.get(k) for p in (old, plan))
-        if then != now and not (k == 'class_counts' and changes):
-            then, now = (listed(v, 5) if isinstance(v, list) else f'{v or "?":,}'
-                         if isinstance(v, int) else '?' for v in (then, now))
-            changes.append(f'{name} {then} then, {now} now')
-    return f'the images are others ({"; ".join(changes) or "as many of the same size"})'
-
-def _check_same(out, old, plan):
-    "`InputError` if another run is asked for than that in `out`, with what differs."
-    wrong = differences(old, plan, but=set(plan) - {'seed'})
-    if old['images'] != plan['images']:
-        wrong.append(_other_images(old, plan))
-    recipe = _as_json(asdict(Recipe())) | old['recipe']
-    wrong += differences(recipe, plan['recipe'], ('lr', 'ae_lr'))
-    if wrong:
-        raise InputError(f'{out} holds another run: {"; ".join(wrong)}. Resume with '
-                         'the same settings, or choose another folder')
-    if old.get('ldm_nb') != plan['ldm_nb']:
-        warnings.warn(f'{out} was begun with ldm_nb {old.get("ldm_nb")}, and goes on '
-                      f'with {plan["ldm_nb"]}')
-
-def _plan(out, plan, resume)->dict:
-    "Write to out/run.json what this run is, once what is there allows it."
-    old, kept = _run_in(out), (out/'checkpoints').rglob('*.safetensors*')
-    begun = (out/'model').exists() or any(not p.name.endswith('.part') for p in kept)
-    if old and begun:
-        if not resume:
-            raise InputError(f'{out} already holds a run: continue it with resume '
-                             '(ldm_train --resume), or choose another folder')
-        _check_same(out, old, plan)
-        if _boxes(out)[1].files(): # the latents must not move under the denoiser
-            plan['budgets']['autoencoder'] = _budgets_of(old)['autoencoder']
-    elif not old and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f'{out} is not empty: choose another folder')
-    write_json(out/'run.json', plan)
-    return plan
-
-# %% ../nbs/05_training.ipynb #ac0b443a
-def _part(tensors, prefix): # of a checkpoint
-    names = [name for name in tensors if name.startswith(prefix)]
-    return {name.removeprefix(prefix): tensors[name] for name in names}
-
-def _unfinished(out:Path)->LatentDiffusion:
-    "A model of a run's newest checkpoints. `InputError` if stage two has not begun."
-    plan, about = _run_in(out), out/'checkpoints'/'about.safetensors'
-    if not plan:
-        raise InputError(f'{out} is not the folder of a run, as ldm_train writes it: '
-                         'leave out unfinished=True (--unfinished)')
-    if not (_boxes(out)[1].files() and about.is_file()):
-        raise InputError(
-            f'{out} cannot be sampled yet, stage two has not begun ({_stand(out)}): '
-            f'go on with resume=True (ldm_train --resume --out {out})')
-    try:
-        return _of_checkpoints(plan, about, *_boxes(out))
-    except (KeyError, TypeError, AttributeError, RuntimeError) as e:
-        problem = str(e).splitlines()[-1].strip()
-        raise InputError(f'{out}/run.json does not fit the checkpoints ({problem}): it '
-                         'was changed, or is of another version') from None
-
-def _of_checkpoints(plan, about, *boxes)->LatentDiffusion:
-    one, two = (box.load(look=True)[0] for box in boxes)
-    stats = LatentStats(**load_tensors(about)[1]['stats'])
-    recipe = Recipe(**plan['recipe'] | dict(widths=tuple(plan['recipe']['widths'])))
-    channels, *side = plan['shape']
-    vae, nets = _vae_of(recipe, channels), {}
-    vae.load_state_dict(_part(one, 'model.'))
-    for name in ('model', 'ema', 'guide'):
-        if weights := _part(two, f'{name}.'):
-            net = _unet_of(recipe, recipe.latent_channels, len(plan['classes']))
-            net.load_state_dict(weights)
-            net.trained_on = stats.fingerprint
-            nets[name] = net.requires_grad_(False)
-    steps = dict(autoencoder=len(one['history.lr']), denoiser=len(two['history.lr']))
-    card = {k: plan[k] for k in ('data', 'class_counts', 'recipe', 'size', 'seed')}
-    card |= dict(images=plan['count'], steps=steps, unfinished=True)
-    vae, seen = vae.requires_grad_(False), load_tensors(about)[0]['seen']
-    return LatentDiffusion(vae, stats, nets['model'], nets['ema'], recipe.schedule,
-                           recipe.prediction_type, side, plan['classes'], card,
-                           nets.get('guide'), seen)
-
-# %% ../nbs/05_training.ipynb #4f41773e
-def cached_latents(autoencoder, images:Tensor,
-                   path=None # of the file that keeps them
-                  )->Tensor: # (n, c, h/f, w/f)
-    """Latents of all images (floats or levels), computed once.
-    The file keeps the fingerprints of both. For other ones they are computed anew."""
-    made_of = dict(autoencoder=fingerprint(autoencoder), images=fingerprint(images))
-    if path and Path(path).exists():
-        try:
-            tensors, state = load_tensors(path)
-        except InputError:
-            tensors, state = {}, {} # damaged: it is only a cache
-        if state == made_of | dict(latents=fingerprint(tensors)):
-            return tensors['latents']
-    latents = encode_all(autoencoder, images)
-    if path:
-        kept = dict(latents=latents)
-        save_tensors(path, kept, made_of | dict(latents=fingerprint(kept)))
-    return latents
-
-def _stage_one(images, seen, recipe, seed, out, alone, **budget):
-    "The run, the statistics, the standardised latents. `KeyboardInterrupt` if stopped."
-    kept = out/'checkpoints'
-    budget['checkpoint'] = kept/'autoencoder'
-    one = train_autoencoder(images, recipe, seed, **budget)
-    if one['interrupted']:
-        raise KeyboardInterrupt(
-            f'the autoencoder was stopped at step {len(one["losses"])} '
-            f'and is kept in {out}: resume=True goes on')
-    with alone.main_process_first():
-        latents = cached_latents(one['model'], images, kept/'latents.safetensors')
-    stats = latent_stats(one['model'], images, latents)
-    if alone.is_main_process: # for a model made of checkpoints
-        about = dict(seen=seen), dict(stats=asdict(stats))
-        save_tensors(kept/'about.safetensors', *about)
-    return one, stats, stats.normalize(latents)
-
-# %% ../nbs/05_training.ipynb #128a432e
-def _check_memory(data, recipe):
-    "`InputError` if a run needs more memory than there is, by `memory_needed`."
-    import psutil
-    needed, device = memory_needed(data, recipe), default_device()
-    free, of = psutil.virtual_memory().available, 'memory'
-    if device.type == 'cuda':
-        on_gpu, (left, _) = needed.pop('networks'), torch.cuda.mem_get_info(device)
-        if on_gpu > left:
-            needed, free, of = dict(networks=on_gpu), left, 'GPU memory'
-    if sum(needed.values()) > free:
-        parts = ', '.join(f'{k} {v/1e9:.3g}' for k, v in needed.items())
-        raise InputError(
-            f'training needs about {sum(needed.values())/1e9:.3g} GB more of {of} '
-            f'({parts}), and {free/1e9:.3g} GB are available: take smaller images '
-            '(size=, --pixels) or fewer, a smaller recipe (--size), or accumulate')
-
-def _check_budget(minutes, steps):
-    "`InputError` unless one of the two is given, and more than nothing."
-    if (minutes is None) == (steps is None):
-        raise InputError(f'minutes is {minutes} and steps {steps}: give one of the two')
-    budget = (whole('steps', steps, None) if minutes is None
-              else _number('minutes', minutes))
-    if budget <= 0:
-        raise InputError(f'the budget is {budget}: it must be more than nothing')
-
-def _check_run(data, recipe, seed):
-    "`InputError` if a run cannot end well: all that is known before it writes."
-    if not isinstance(data, ImageData):
-        raise InputError(f'data is {data!r}: expected ImageData; load_data makes it '
-                         'of a folder (train, test = load_data(folder))')
-    if not len(data) or (data.labels is not None and not data.classes):
-        raise InputError(f'{data.name} holds {len(data)} images of {len(data.classes)} '
-                         'classes: expected images, and names for all of their labels')
-    if not isinstance(recipe, Recipe):
-        raise InputError(f'recipe is {recipe!r}: expected a Recipe')
-    for name in ('batch', 'ae_batch', 'accumulate'):
-        whole(name, getattr(recipe, name))
-    whole('seed', seed, None)
-    _check_memory(data, recipe)
-
 # %% ../nbs/05_training.ipynb #b56c3517
-def _as_json(d): return json.loads(json.dumps(d))
-
-def _card(plan, one, two)->dict:
-    "What a run was, for people: stages by name."
-    stages = dict(autoencoder=one, denoiser=two)
-    def size(net): return sum(p.numel() for p in net.parameters())
-    return dict(
-        data=plan['data'], images=plan['count'], class_counts=plan['class_counts'],
-        value_range=plan['value_range'],
-        recipe=plan['recipe'],
-        steps={k: len(run['losses']) for k, run in stages.items()},
-        seconds={k: round(run['seconds'], 3) for k, run in stages.items()},
-        parameters={k: size(run['model']) for k, run in stages.items()},
-        interrupted=two['interrupted'], device=str(default_device()),
-        threads=torch.get_num_threads(), torch=torch.__version__,
-        ldm_nb=ldm_nb.__version__, size=plan['size'], minutes=plan['minutes'],
-        seed=plan['seed'], processes=get_accelerator().num_processes)
-
-def _agreed(alone, out, data, resume, plan)->dict:
-    "The plan, as the first process wrote it to out/run.json, in all processes."
-    from accelerate.utils import broadcast_object_list
-    classes = data.classes if data.labels is not None else ()
-    plan = _as_json(plan | dict(
-        data=data.name, images=data.fingerprint(), count=len(data),
-        shape=list(data.levels.shape[1:]), classes=classes, class_counts=data.counts,
-        value_range=data.value_range,
-        ldm_nb=ldm_nb.__version__))
-    plans = [_plan(out, plan, resume) if alone.is_main_process else None]
-    return broadcast_object_list(plans)[0]
+def _unfinished(path):
+    from ldm_nb import runs # the page of the workshop, which is read later
+    return runs._unfinished(path)
 
 if __name__ == '__main__' and '__file__' in globals(): # as a program, not in a notebook
     sys.exit('python -m ldm_nb.training has moved: type python -m ldm_nb.commands, '
              'with the same options')
-
-# %% ../nbs/05_training.ipynb #28fd21fc
-def train_latent_diffusion(data:ImageData,          # not its folder: see load_data
-                           out,                     # a new folder, or a run's to resume
-                           minutes:float|None=None, # budget of both stages together
-                           steps:int|None=None,     # or steps of each stage
-                           size:str|None=None,      # whose recipe: smoke, lesson, full
-                           seed=0, resume=False,
-                           recipe:Recipe|None=None, # instead of that of size
-                           source:dict|None=None    # noted in run.json, for resume
-                          )->tuple:                 # (LatentDiffusion, {stage: losses})
-    """Train both stages on `data` and save the model to out/model.
-
-    Resumed, a run goes on with what it is given, finished or not: more steps or
-    minutes, another `lr` or `ae_lr`; all else must agree (`InputError`). Once stage two
-    has begun, only that gets the new budget. With fewer steps, it ends at once."""
-    _check_budget(minutes, steps)
-    out, size, alone = Path(out), size or default_size(), get_accelerator()
-    if size not in SIZES:
-        raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
-    recipe = recipe or RECIPES[size]
-    _check_run(data, recipe, seed)
-    wanted = dict(
-        recipe=asdict(recipe), size=size, minutes=minutes, steps=steps, seed=seed,
-        budgets=_budgets(minutes, steps, recipe.ae_share), source=source or {})
-    with locked(out) if alone.is_main_process else nullcontext():
-        plan = _agreed(alone, out, data, resume, wanted)
-        return _two_stages(data, out, plan, recipe, resume, alone)
-
-def _two_stages(data, out, plan, recipe, resume, alone):
-    seed, multiple = plan['seed'], recipe.f*2**(len(recipe.widths) - 1)
-    images, seen = pad_images(data.levels, multiple), data.hashes()
-    one, stats, latents = _stage_one(images, seen, recipe, seed, out, alone,
-                                     **plan['budgets']['autoencoder'])
-    two = train_denoiser(latents, data.labels, stats, recipe, len(plan['classes']),
-                         seed, checkpoint=out/'checkpoints'/'denoiser',
-                         **plan['budgets']['denoiser'])
-    ldm = LatentDiffusion(one['model'], stats, two['model'], two['ema'],
-                          recipe.schedule, recipe.prediction_type,
-                          data.levels.shape[-2:], plan['classes'],
-                          _card(plan, one, two), two['guide'], seen)
-    if alone.is_main_process:
-        ldm.save_pretrained(out/'model', overwrite=resume)
-    return ldm, dict(autoencoder=one['losses'], denoiser=two['losses'])

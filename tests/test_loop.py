@@ -10,21 +10,23 @@ from torch import nn
 from ldm_nb.core import InputError, fingerprint, load_tensors, read_json, save_tensors
 from ldm_nb.data import fashion_mnist
 import ldm_nb.loop as l
+import ldm_nb.runs as r
 import ldm_nb.training as t
 from ldm_nb.loop import Checkpoints, fit
-from ldm_nb.training import train_latent_diffusion
+from ldm_nb.runs import cached_latents, train_latent_diffusion
 
 ENV = os.environ | dict(IN_TEST='1', TQDM_DISABLE='1', OMP_NUM_THREADS='1')
 SERVER = '''
 import os, sys
 import accelerate, torch._dynamo                                        # what a first step would import: kills shall hit the run, not the imports
+import ldm_nb.runs as r
 import ldm_nb.training as t
 from ldm_nb.data import fashion_mnist
 fit, data, steps = t.fit, fashion_mnist()[:200], int(sys.argv[1])
-t.fit = lambda *a, **k: fit(*a, save_every=0, **k)                    # a checkpoint after every step
+t.fit = lambda *a, **k: fit(*a, **k | dict(save_every=0))                    # a checkpoint after every step
 for folder in sys.stdin:                                              # a process of its own for each line
     if not (pid := os.fork()):
-        t.train_latent_diffusion(data, folder.strip(), steps=steps, size='smoke', seed=5, resume=True); os._exit(0)
+        r.train_latent_diffusion(data, folder.strip(), steps=steps, size='smoke', seed=5, resume=True); os._exit(0)
     print(pid, flush=True); print(os.waitpid(pid, 0)[1], flush=True)
 '''
 
@@ -271,7 +273,7 @@ def test_nan_in_joint_fine_tuning_is_explained(method, monkeypatch):
 def test_ctrl_c_in_stage_two_of_a_notebook_gives_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr(l, 'IN_NOTEBOOK', True); fit_ = t.fit
     press = lambda k, *_: k == 3 and os.kill(os.getpid(), signal.SIGINT)
-    monkeypatch.setattr(t, 'fit', lambda *a, stage, **k: fit_(*a, stage=stage, callback=press if stage == 'denoiser' else None, **k))
+    monkeypatch.setattr(t, 'fit', lambda *a, stage, **k: fit_(*a, stage=stage, **k | dict(callback=press if stage == 'denoiser' else None)))
     ldm, losses = train_latent_diffusion(fashion_mnist()[:100], tmp_path/'r', steps=6, size='smoke')
     assert ldm.card['interrupted'] and len(losses['denoiser']) == 4 and t.LatentDiffusion.from_pretrained(tmp_path/'r').sample(2, steps=2).shape == (2, 1, 28, 28)
     monkeypatch.setattr(t, 'fit', fit_)
@@ -282,7 +284,7 @@ def test_ctrl_c_in_stage_two_of_a_notebook_gives_a_model(tmp_path, monkeypatch):
 def test_a_damaged_cache_of_latents_is_made_again(tmp_path):
     from ldm_nb.vae import VAE
     vae, x = VAE(width=8, encoder_depth=0, decoder_depth=0).requires_grad_(False), torch.randn(5, 1, 8, 8)
-    first = t.cached_latents(vae, x, tmp_path/'z.safetensors')
+    first = cached_latents(vae, x, tmp_path/'z.safetensors')
     (tmp_path/'z.safetensors').write_bytes((tmp_path/'z.safetensors').read_bytes()[:-5])
-    assert t.cached_latents(vae, x, tmp_path/'z.safetensors').equal(first) and t.cached_latents(vae, x, tmp_path/'z.safetensors').equal(first)
-    assert not t.cached_latents(vae, x + 1, tmp_path/'z.safetensors').equal(first)
+    assert cached_latents(vae, x, tmp_path/'z.safetensors').equal(first) and cached_latents(vae, x, tmp_path/'z.safetensors').equal(first)
+    assert not cached_latents(vae, x + 1, tmp_path/'z.safetensors').equal(first)

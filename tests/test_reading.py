@@ -10,13 +10,15 @@ NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 BASE = ['core', 'schematics', 'folder', 'hub', 'data', 'loop'] # the workshop below the course
 COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
-             commands=[*BASE, *COURSE[:7], 'features'],
+             runs=[*BASE, *COURSE[:5]],
+             commands=[*BASE, *COURSE[:7], 'runs', 'features'],
              exercises=[*BASE, 'answers_model', 'answers_sampling', 'answers_beyond'],
              answers_model=[*BASE, 'exercises', *COURSE[:4]], # test_lesson.py holds each
              answers_sampling=[*BASE, 'exercises', *COURSE[:7], 'features'],
              answers_beyond=[*BASE, 'exercises', *COURSE, 'features']) # grader to its chapter
 
-WHEN_CALLED = dict(training={'samplers'}) # `sample` finds its sampler by name; the chapter is read later
+# `sample` finds its sampler by name, and a run that is not finished its checkpoints; both are read later
+WHEN_CALLED = dict(training={'samplers', 'runs'})
 
 
 def cells(path, kind):
@@ -40,7 +42,8 @@ def allowed(name):
     if name in ABOVE: return ABOVE[name]
     if name in BASE: return BASE[:BASE.index(name)]
     earlier = COURSE[:COURSE.index(name)]
-    return [*BASE, 'exercises', *earlier, *(['features'] if 'autoencoder' in earlier else [])]
+    return [*BASE, 'exercises', *earlier, *(['features'] if 'autoencoder' in earlier else []),
+            *(['runs'] if 'training' in earlier else [])]
 
 
 def test_every_module_has_its_place():

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import ldm_nb.loop as loop
+import ldm_nb.runs as r
 import ldm_nb.training as t
 from ldm_nb.baselines import GAN, PixelDiffusion, train_gan, train_pixels
 from ldm_nb.core import InputError, as_floats, fingerprint, read_json, write_json
@@ -22,7 +23,8 @@ from ldm_nb.data import ImageData, fashion_mnist, pad_images
 from ldm_nb.denoiser import UNet
 from ldm_nb.joint import finetune
 from ldm_nb.loop import Checkpoints, differences, fit
-from ldm_nb.training import RECIPES, LatentDiffusion, train_latent_diffusion
+from ldm_nb.runs import memory_needed, train_latent_diffusion
+from ldm_nb.training import RECIPES, LatentDiffusion
 from ldm_nb.vae import VAE, batch_for, encode_all, latent_stats
 
 SMALL = fashion_mnist()[:60]
@@ -41,7 +43,7 @@ def stop_in(monkeypatch, stage, step, error=RuntimeError):
             raise error
     def stopping(*args, **kwargs):
         watch = callback if kwargs['stage'] == stage else None
-        return original(*args, save_every=0, callback=watch, **kwargs)
+        return original(*args, **kwargs | dict(save_every=0, callback=watch))
     monkeypatch.setattr(t, 'fit', stopping)
 
 
@@ -203,7 +205,7 @@ def test_a_run_that_failed_in_its_first_step_blocks_nothing(tmp_path, monkeypatc
     def fail(*_, **__): raise MemoryError('no room')
     out = tmp_path/'r'
     with monkeypatch.context() as patch:
-        patch.setattr(t, 'train_autoencoder', fail)
+        patch.setattr(r, 'train_autoencoder', fail)
         with pytest.raises(MemoryError):
             train(out)
     (out/'checkpoints'/'autoencoder').mkdir(parents=True)
@@ -573,7 +575,7 @@ def test_no_float_copy_of_the_whole_set(tmp_path, monkeypatch, shipped):
     import ldm_nb.baselines as baselines
     import ldm_nb.joint as joint
     import ldm_nb.vae as vae
-    for module in (t, vae, joint, baselines):
+    for module in (t, r, vae, joint, baselines):
         monkeypatch.setattr(module, 'as_floats', watched)
     data = fashion_mnist()[:300]
     ldm, _ = train(tmp_path/'r', data, steps=1)
@@ -602,19 +604,19 @@ def photos(n=100, side=30): return ImageData(torch.zeros(n, 3, side, side, dtype
 
 
 def test_the_estimate_counts_what_is_known():
-    needed = t.memory_needed(photos(), SMOKE)
+    needed = memory_needed(photos(), SMOKE)
     assert needed['images'] == 100*3*32*32 # padded to a multiple of eight
     assert needed['latents'] == 5*100*4*8*8*4 # as floats, five times while they are written
-    assert t.memory_needed(photos(side=32), SMOKE)['images'] == 0
-    larger = [t.memory_needed(photos(side=64), SMOKE), t.memory_needed(photos(), RECIPES['full'])]
+    assert memory_needed(photos(side=32), SMOKE)['images'] == 0
+    larger = [memory_needed(photos(side=64), SMOKE), memory_needed(photos(), RECIPES['full'])]
     assert all(more['networks'] > needed['networks'] for more in larger)
-    parts = t.memory_needed(photos(), replace(SMOKE, accumulate=4))
+    parts = memory_needed(photos(), replace(SMOKE, accumulate=4))
     assert parts['networks'] < needed['networks']
 
 
 def test_too_little_memory_is_said_before_training(tmp_path, monkeypatch):
     import psutil
-    needed = sum(t.memory_needed(photos(), SMOKE).values())
+    needed = sum(memory_needed(photos(), SMOKE).values())
     for free in (needed - 1, 0):
         monkeypatch.setattr(psutil, 'virtual_memory', lambda: SimpleNamespace(available=free))
         words = f'training needs about {needed/1e9:.3g} GB more of memory .*available: take'

@@ -6,7 +6,8 @@ import torch
 
 from ldm_nb.core import InputError, fingerprint, load_tensors, read_json, write_json
 from ldm_nb.data import fashion_mnist
-from ldm_nb.training import FORMAT, LatentDiffusion, _config_checksum, train_latent_diffusion
+from ldm_nb.runs import train_latent_diffusion
+from ldm_nb.training import FORMAT, LatentDiffusion, _config_checksum
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
