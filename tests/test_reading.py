@@ -8,15 +8,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
 BASE = ['core', 'schematics', 'folder', 'data', 'loop'] # the workshop below the course
-COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines']
+COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines', 'own_images']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
-             commands=[*BASE, *COURSE[:7], 'features'],
+             commands=[*BASE, *COURSE[:7], 'features', 'own_images'],
              exercises=[*BASE, 'answers_model', 'answers_sampling', 'answers_beyond'],
              answers_model=[*BASE, 'exercises', *COURSE[:4]], # test_lesson.py holds each
              answers_sampling=[*BASE, 'exercises', *COURSE[:7], 'features'],
              answers_beyond=[*BASE, 'exercises', *COURSE, 'features']) # grader to its chapter
 
-WHEN_CALLED = dict(training={'samplers'}) # `sample` finds its sampler by name; the chapter is read later
+WHEN_CALLED = dict(training={'samplers', 'own_images'}) # `sample` finds its sampler, a model its pretrained autoencoder and its card: read later
 
 
 def cells(path, kind):
