@@ -240,13 +240,23 @@ def walk_onnx(denoise,    # (x, row of model.json) -> (x0, eps)
     return x
 
 # %% ../nbs/11_own_images.ipynb #46ca39aa
+def _positions(given, names, n)->list: # of classes, by name or position; n of them
+    given = np.broadcast_to(given, n).tolist()
+    given = [names.index(v) if v in names else v for v in given]
+    if names and not set(given) <= set(range(len(names) + 1)): # the last: no class
+        raise ValueError(f'classes are {given}: expected of {", ".join(names)}')
+    return given
+
+# %% ../nbs/11_own_images.ipynb #5fc24209
 def sample_onnx(folder,      # that export_onnx wrote
                 n=16,
                 labels=None, # a class or n of them, by name or position
                 seed=0, guidance=None, autoguidance=None, # as exported by default
+                negative=None, # a class to go away from, instead of no class
                 noise=None   # (n, c, h, w), instead of that of the seed
                )->np.ndarray: # (n, c, h, w) in [-1, 1]
-    "Draw images of an exported model, without torch. `ValueError` for another class."
+    """Draw images of an exported model, without torch.
+    `ValueError` for an unknown class, or a strength that is not in the graph."""
     import onnxruntime
     folder = Path(folder)
     about = json.loads((folder/'model.json').read_text(encoding='utf-8'))
@@ -256,22 +266,22 @@ def sample_onnx(folder,      # that export_onnx wrote
         noise = rng.standard_normal((n, *about['latents'])).astype('float32')
     if labels is None and names:
         labels = rng.choice(len(names), len(noise), p=about['class_shares'])
-    labels = [names.index(v) if v in names else v
-              for v in np.broadcast_to(labels, len(noise)).tolist()]
-    if names and not set(labels) <= set(range(len(names))):
-        raise ValueError(f'labels are {labels}: expected classes ({", ".join(names)})')
-    strengths = dict(guidance=guidance, autoguidance=autoguidance)
-    for name, value in strengths.items():
+    dials = dict(guidance=guidance, autoguidance=autoguidance)
+    for name, value in (*dials.items(), ('guidance', negative)):
         if value is not None and name not in about['dials']:
-            raise ValueError(f'{name} was 1 when the model was exported, and is not in '
-                             'the graph: export it with another one')
-    strengths = {k: about[k] if v is None else v for k, v in strengths.items()}
+            raise ValueError(f'the model was exported with {name} = 1, so that it is '
+                             'not in the graph: export it with another one')
+    dials = {k: about[k] if v is None else v for k, v in dials.items()}
+    away = len(names) if negative is None else negative
+    fixed = dict(label=_positions(labels, names, len(noise)),
+                 negative=_positions(away, names, len(noise)))
+    if dials['guidance'] == 0:
+        fixed['label'], dials['guidance'] = fixed['negative'], 1.
     def denoise(x, row):
-        given = {k: v if row['guides'] else 1. for k, v in strengths.items()}
-        given |= dict(latents=x, t=row['t'], label=labels, negative=[len(names)]*len(x))
-        net = nets[row['network']]
-        kinds = {'tensor(float)': np.float32, 'tensor(int64)': np.int64}
-        return net.run(None, {i.name: np.asarray(given[i.name], kinds[i.type])
+        at = dials if row['guides'] else dict.fromkeys(dials, 1.)
+        given, net = fixed | at | dict(latents=x, t=row['t']), nets[row['network']]
+        types = {'tensor(float)': np.float32, 'tensor(int64)': np.int64}
+        return net.run(None, {i.name: np.asarray(given[i.name], types[i.type])
                               for i in net.get_inputs()})
     z = walk_onnx(denoise, noise, about['steps'], about['sampler'], rng)
     parts = np.split(z, range(about['batch'], len(z), about['batch']))
@@ -299,7 +309,8 @@ if __name__ == '__main__':
 '''
 
 def _sample_py():
-    parts = [textwrap.dedent(inspect.getsource(f)) for f in (walk_onnx, sample_onnx)]
+    functions = walk_onnx, _positions, sample_onnx
+    parts = [textwrap.dedent(inspect.getsource(f)) for f in functions]
     code = '\n'.join(parts).replace('#| export\n', '')
     return _SAMPLE_PY.format(functions=code)
 
