@@ -45,10 +45,12 @@ class VAE(AutoEncoder):
                  encoder_depth=2,  # residual blocks
                  decoder_depth=3,  # residual blocks
                  image_channels=1,
-                 image_size=None): # a side, (height, width) or None: any that f divides
+                 image_size=None,  # a side, (height, width) or None: any that f divides
+                 resize=False):    # a decoder that ends with resize_convolutions
         config = dict(f=f, latent_channels=latent_channels, width=width,
                       encoder_depth=encoder_depth, decoder_depth=decoder_depth,
-                      image_channels=image_channels, image_size=image_size)
+                      image_channels=image_channels, image_size=image_size,
+                      resize=resize)
         super().__init__(**config)
         self.encoder = Encoder(f, 2*latent_channels, width,
                                encoder_depth, image_channels)

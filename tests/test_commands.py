@@ -1,4 +1,4 @@
-"The four commands as a shell user meets them."
+"The five commands as a shell user meets them."
 import json, os, re, subprocess, sys
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from shell import shell
 
 
 @pytest.mark.parametrize('name,words', [('ldm_demo', ['--minutes', 'wall-clock budget']), ('ldm_train', ['--resume', 'folder of images']),
-                                        ('ldm_sample', ['--guidance', '--autoguidance', 'shipped name']), ('ldm_eval', ['--features', 'held-out'])])
+                                        ('ldm_sample', ['--guidance', '--autoguidance', 'shipped name']), ('ldm_eval', ['--features', 'held-out']),
+                                        ('ldm_export', ['onnx, card or hub', '--license'])])
 def test_help(name, words):
     run = shell(name, '--help')
     assert run.returncode == 0 and all(w in run.stdout for w in words), run
@@ -24,7 +25,13 @@ def test_help(name, words):
     (['ldm_eval', 'text.npy'], 'text.npy'), (['ldm_eval', 'float.npy'], 'expected uint8'), (['ldm_eval', 'nan.npy'], 'NaN'), (['ldm_eval', 'few.npy'], 'need 10 images'),
     (['ldm_eval', 'large.npy'], 'must agree'), (['ldm_eval', 'flat.npy'], 'expected (n, h, w)'), (['ldm_eval', 'pictures'], 'broken.png'), (['ldm_eval', 'taken'], 'holds no images'),
     (['ldm_eval', 'archive.npy'], 'archive of arrays'), (['ldm_eval', 'zip.npy'], 'zip.npy'), (['ldm_eval', 'bits.npy'], 'only 0 and 1'), (['ldm_eval', 'fashion', '--out', '.'], 'name a file'), (['ldm_eval', 'runs/typo'], 'shipped model'),
-    (['ldm_demo', '--out', 'taken', '--minutes', '1'], 'not empty')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
+    (['ldm_demo', '--out', 'taken', '--minutes', '1'], 'not empty'),
+    (['ldm_export', 'nowhere', '--out', 'x'], 'shipped model'), (['ldm_export', 'fashion'], '--out'), (['ldm_export', 'fashion', '--to', 'tflite'], 'onnx, card, hub'),
+    (['ldm_export', 'fashion', '--out', 'taken'], 'exists'), (['ldm_export', 'fashion', '--out', 'x', '--license', 'mit'], '--license cannot be used with --to onnx'),
+    (['ldm_export', 'fashion', '--to', 'card'], 'name one for its card'), (['ldm_export', 'fashion', '--to', 'card', '--out', 'x', '--half'], '--half cannot'),
+    (['ldm_export', 'fashion', '--to', 'card', '--out', 'x', '--license', 'My own'], 'apache-2.0'), (['ldm_export', 'fashion', '--to', 'card', '--out', 'x', '--report', 'text.npy'], 'not valid JSON'),
+    (['ldm_export', 'fashion', '--to', 'hub', '--repo', 'mine'], 'owner/name'), (['ldm_export', 'fashion', '--to', 'hub', '--repo', 'me/mine'], 'hf auth login'),
+    (['ldm_export', 'fashion', '--out', 'x', '--guidance', 'nan'], 'finite number'), (['ldm_export', 'fashion-fast', '--out', 'x', '--guidance', '2'], 'distilled')], ids=lambda v: ' '.join(v) if isinstance(v, list) else None)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, words):
     arrays = dict(float=np.zeros((60, 28, 28)), nan=np.full((60, 28, 28), np.nan), few=np.arange(9*784).reshape(9, 28, 28).astype(np.uint8), large=np.arange(60*1024).reshape(60, 32, 32).astype(np.uint8), bits=np.ones((60, 28, 28), np.uint8), flat=np.zeros((60, 784), np.uint8))
     for name, array in arrays.items(): np.save(tmp_path/f'{name}.npy', array)
@@ -75,6 +82,17 @@ def test_models_and_folders_of_colour_images(tmp_path):
     assert run.returncode == 0 and 'ldm_eval: warning' in run.stderr and 'resized to 70 x 70' in run.stderr, run
     run = shell('ldm_eval', 'fashion', '--data', 'own', cwd=tmp_path)
     assert run.returncode == 2 and len(run.stderr.strip().splitlines()) == 1 and 'own train is in colour, fashion is grey' in run.stderr, run
+
+
+def test_export_writes_graphs_and_a_card(tmp_path):
+    run = shell('ldm_export', 'fashion', '--to', 'card', '--out', 'c', '--license', 'mit', cwd=tmp_path)
+    assert run.returncode == 0 and 'README.md' in run.stdout and not run.stderr, run
+    assert 'license: mit' in (tmp_path/'c'/'README.md').read_text(encoding='utf-8') and Image.open(tmp_path/'c'/'samples.png').size == (8*30 - 2, 2*30 - 2)
+    pytest.importorskip('onnxruntime'), pytest.importorskip('onnx')
+    run = shell('ldm_export', 'fashion', '--out', 'o', '--steps', '2', '--half', '--autoguidance', '2', cwd=tmp_path)
+    assert run.returncode == 0 and 'decoder.onnx, denoiser.onnx, model.json, sample.py' in run.stdout and not run.stderr, run
+    about = json.loads((tmp_path/'o'/'model.json').read_text())
+    assert (len(about['steps']), about['guidance'], about['autoguidance'], about['dials']) == (3, 1., 2., ['autoguidance'])
 
 
 def test_steps_make_a_command_repeatable(tmp_path):

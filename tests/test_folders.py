@@ -1,5 +1,9 @@
 "Real folders: what people have in them, and what must become of it. One table of cases."
+import json
 import os
+import subprocess
+import sys
+import time
 import warnings
 import zlib
 from collections import Counter
@@ -11,8 +15,8 @@ import torch
 from PIL import Image
 
 from ldm_nb.core import InputError
-from ldm_nb.data import ImageData, built_in, image_folder, load_data, proportional_labels
-from ldm_nb.folder import list_images, natural
+from ldm_nb.data import ImageData, built_in, content_mask, image_folder, load_data, pad_content, pad_images, parse_size, proportional_labels
+from ldm_nb.folder import Rows, list_images, natural, open_levels
 
 ROOT = Path(__file__).parent.parent
 
@@ -470,3 +474,247 @@ def test_levels_are_what_was_given():
     assert (data.images - x).abs().max() <= 1/255 + 1e-6 and data.levels.dtype == torch.uint8
     assert data[1].levels.equal(data.levels[1:2]) and data[data.labels == 1].counts == [0, 2]
     assert data.hashes()[2:].equal(data[2:].hashes()) and data.hashes().unique().numel() == 4
+
+
+# Pictures of a red half and a blue half, left and right: (w, h) of the file, size asked for, fit ->
+# box of the content (top, left, height, width), and words of the note
+FITTED = [
+    ((64, 64), (32, 32), 'crop', (0, 0, 32, 32), 'cut to squares, which keep 100 %'),
+    ((64, 64), (32, 32), 'stretch', (0, 0, 32, 32), 'by up to 1.0 times more'),
+    ((64, 64), (32, 32), 'pad', (0, 0, 32, 32), 'padded to squares, of which they fill 100 %'),
+    ((64, 64), (48, 32), 'crop', (0, 0, 48, 32), 'cut to rectangles, which keep 67 %'),
+    ((64, 64), (48, 32), 'stretch', (0, 0, 48, 32), 'by up to 1.5 times more'),
+    ((64, 64), (48, 32), 'pad', (8, 0, 32, 32), 'padded to rectangles, of which they fill 67 %'),
+    ((128, 64), (32, 32), 'crop', (0, 0, 32, 32), 'keep 50 %'),
+    ((128, 64), (32, 32), 'stretch', (0, 0, 32, 32), 'by up to 2.0 times more'),
+    ((128, 64), (32, 32), 'pad', (8, 0, 16, 32), 'fill 50 %'),
+    ((128, 64), (48, 32), 'crop', (0, 0, 48, 32), 'keep 33 %'),
+    ((128, 64), (48, 32), 'stretch', (0, 0, 48, 32), 'by up to 3.0 times more'),
+    ((128, 64), (48, 32), 'pad', (16, 0, 16, 32), 'fill 33 %'),
+    ((64, 128), (32, 32), 'crop', (0, 0, 32, 32), 'keep 50 %'),
+    ((64, 128), (32, 32), 'stretch', (0, 0, 32, 32), 'by up to 2.0 times more'),
+    ((64, 128), (32, 32), 'pad', (0, 8, 32, 16), 'fill 50 %'),
+    ((64, 128), (48, 32), 'crop', (0, 0, 48, 32), 'keep 75 %'),
+    ((64, 128), (48, 32), 'stretch', (0, 0, 48, 32), 'by up to 1.3 times more'),
+    ((64, 128), (48, 32), 'pad', (0, 4, 48, 24), 'fill 75 %'),
+    ((90, 60), (32, 32), 'crop', (0, 0, 32, 32), 'keep 67 %'),
+    ((90, 60), (32, 32), 'stretch', (0, 0, 32, 32), 'by up to 1.5 times more'),
+    ((90, 60), (32, 32), 'pad', (5, 0, 21, 32), 'fill 67 %'),
+    ((90, 60), (48, 32), 'crop', (0, 0, 48, 32), 'keep 44 %'),
+    ((90, 60), (48, 32), 'stretch', (0, 0, 48, 32), 'by up to 2.2 times more'),
+    ((90, 60), (48, 32), 'pad', (13, 0, 21, 32), 'fill 44 %'),
+    ((20, 30), (32, 32), 'crop', (0, 0, 32, 32), '(1 enlarged); cut to squares, which keep 67 %'),
+    ((20, 30), (32, 32), 'stretch', (0, 0, 32, 32), '(1 enlarged); stretched to squares'),
+    ((20, 30), (32, 32), 'pad', (0, 5, 32, 21), '(1 enlarged); padded to squares'),
+    ((20, 30), (48, 32), 'crop', (0, 0, 48, 32), 'keep 100 %'),
+    ((20, 30), (48, 32), 'stretch', (0, 0, 48, 32), 'by up to 1.0 times more'),
+    ((20, 30), (48, 32), 'pad', (0, 0, 48, 32), 'fill 100 %'),
+]
+
+
+@pytest.mark.parametrize('size,frame,fit,box,words', FITTED)
+def test_fits(tmp_path, size, frame, fit, box, words):
+    im = Image.new('RGB', size, 'red')
+    im.paste('blue', (size[0]//2, 0, *size))
+    im.save(tmp_path/'a.png')
+    data = image_folder(tmp_path, frame, fit=fit)
+    x, (top, left, h, w) = data.levels[0], box
+    assert x.shape == (3, *frame) and f'{frame[0]} x {frame[1]}, RGB' in data.note and words in data.note
+    if box == (0, 0, *frame):
+        assert data.content is None
+        inside = torch.ones(frame, dtype=torch.bool)
+    else:
+        assert data.content.tolist() == [list(box)] and data.content.dtype == torch.int32
+        inside = content_mask(data.content, frame)[0, 0].bool()
+        edge = x[:, ~inside]                                      # one colour, half red and half blue
+        assert edge.unique(dim=1).shape[1] == 1 and (edge[:, 0] - torch.tensor([127.5, 0, 127.5])).abs().max() < 20
+    assert inside.sum() == h*w and inside[top:top+h, left:left+w].all()
+    row = x[:, top + h//2, left:left+w].float()
+    assert (row[0, :w//2 - 3] > 240).all() and (row[2, w//2 + 3:] > 240).all()   # the middle stays in the middle
+    f = 4
+    cells = torch.zeros(frame[0]//f, frame[1]//f)
+    for i in range(top, top + h):
+        cells[i//f, left//f:-(-(left + w)//f)] = 1
+    assert torch.equal(content_mask(torch.tensor([box]), frame, f)[0, 0], cells)
+
+
+@pytest.mark.filterwarnings('ignore:no picture is brighter')
+@pytest.mark.parametrize('mode,value', [('L', 40), ('RGB', (40, 80, 120)), ('F', 40.5), ('RGBA', (0, 0, 0, 0))])
+def test_padding_of_every_kind(tmp_path, mode, value):
+    for k in range(2):
+        im = Image.new(mode, (40, 20 + 20*k), 200. if k and mode == 'F' else value)
+        if mode != 'F':
+            im.putpixel((20, 9), 200 if mode == 'L' else (200, 0, 0, 255)[:len(mode)])
+        im.save(tmp_path/f'{k}.{"tif" if mode == "F" else "png"}')
+    data = image_folder(tmp_path, 16, fit='pad')
+    assert data.content.tolist() == [[4, 0, 8, 16], [0, 0, 16, 16]]
+    expected = {'F': 0, 'RGBA': 255}.get(mode, value)            # the darkest of all is 0, nothing on white is white
+    assert (data.levels[0, :, 0, 0].int() - torch.tensor(expected)).abs().max() < 3
+    assert data.levels[0, :, :4].flatten(1).unique(dim=1).shape[1] == 1
+
+
+def test_boxes_follow_their_images():
+    boxes = torch.tensor([[0, 0, 5, 7], [1, 2, 3, 4], [2, 0, 1, 7]])
+    data = ImageData(torch.zeros(3, 1, 5, 7), torch.tensor([0, 1, 1]), content=boxes)
+    assert data[1].content.tolist() == [[1, 2, 3, 4]] and data[data.labels == 1].content.tolist() == boxes[1:].tolist()
+    other = ImageData(data.levels, data.labels)
+    assert data.fingerprint() != other.fingerprint() and data.hashes().equal(other.hashes())
+    x = torch.zeros(3, 1, 5, 7)
+    for k, (t, l, h, w) in enumerate(boxes):
+        x[k, :, t:t+h, l:l+w] = 1
+    assert torch.equal(content_mask(boxes, (5, 7)), x)
+    padded = pad_images(x*2 - 1, 8)                                # black outside
+    assert torch.equal(content_mask(pad_content(boxes, (5, 7), 8), (8, 8)), (padded + 1)/2)
+    wrong = {'floats': boxes.float(), 'too few': boxes[1:], 'outside': boxes + 1, 'empty': boxes*torch.tensor([1, 1, 0, 1])}
+    for given in wrong.values():
+        with pytest.raises(InputError, match='content'):
+            ImageData(torch.zeros(3, 1, 5, 7), content=given)
+
+
+@pytest.mark.parametrize('text,size', [('64', (64, 64)), (96, (96, 96)), ('96x64', (96, 64)), ('96X64', (96, 64)), ('96 × 64', (96, 64)),
+                                       ('96x', None), ('x', None), ('-64', None), ('64.0', None), ('64x4', None), ('', None), ('1x2x3', None)])
+def test_sizes_as_they_are_typed(text, size):
+    if size:
+        assert parse_size(text) == size
+    else:
+        with pytest.raises(InputError, match='HEIGHTxWIDTH|8 or more'):
+            parse_size(text)
+
+
+@pytest.mark.parametrize('options,words', [(dict(size=(32, 4)), '8 or more'), (dict(size=(32,)), 'height, width'), (dict(size=(32.5, 8)), 'whole number'),
+                                           (dict(fit='zoom'), 'choose crop, stretch, pad'), (dict(channels=2), 'expected 1, 3'), (dict(split='a'), 'belong to hub:')])
+def test_wrong_sizes_and_fits(tmp_path, options, words):
+    filled(tmp_path, 'cat', count=20)
+    with pytest.raises(InputError, match=words):
+        load_data(tmp_path, **options)
+
+
+def test_very_narrow_pictures_are_warned_of_whatever_the_fit(tmp_path):
+    noise(tmp_path/'wide.png', (400, 10))
+    for fit, words in dict(crop='keep less than a quarter', pad='fill less than a quarter', stretch='more than four times').items():
+        _, said = read(tmp_path, fit=fit)
+        assert words in said[0] and 'wide.png' in said[0]
+
+
+# The cache: what is done to a folder or to its cache -> is it read anew?
+def change(path):
+    time.sleep(.01)
+    noise(path/'photos'/'cat'/'cat-0.png', seed=99)
+
+
+CHANGES = {
+    'nothing': (lambda path: None, False),
+    'a picture changed': (change, True),
+    'a picture more': (lambda path: noise(path/'photos'/'cat'/'z.png'), True),
+    'a picture less': (lambda path: (path/'photos'/'cat'/'cat-0.png').unlink(), True),
+    'a folder renamed': (lambda path: (path/'photos'/'dog').rename(path/'photos'/'wolf'), True),
+    'the pictures cut short': (lambda path: [os.truncate(f, 1000) for f in (path/'cache').glob('*.npy')], True),
+    'no bytes left': (lambda path: [os.truncate(f, 0) for f in (path/'cache').glob('*.npy')], True),
+    'the pictures gone': (lambda path: [f.unlink() for f in (path/'cache').glob('*.npy')], True),
+    'something else': (lambda path: [f.write_bytes(b'x'*9000) for f in (path/'cache').glob('*.npy')], True),
+    'the card gone': (lambda path: [f.unlink() for f in (path/'cache').glob('*.safetensors')], True),
+    'the card cut short': (lambda path: [os.truncate(f, 60) for f in (path/'cache').glob('*.safetensors')], True),
+    'remains of a killed run': (lambda path: (path/'cache'/'.photos.npy.1.part').write_bytes(b'x'), False),
+}
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_a_cache_is_never_a_wrong_one(tmp_path, name):
+    act, anew = CHANGES[name]
+    filled(tmp_path/'photos', 'cat', 'dog', count=15)
+    for path in list((tmp_path/'photos'/'cat').iterdir())[:3]:    # copies in other files, on both sides perhaps
+        Image.open(path).save(tmp_path/'photos'/'dog'/f'{path.stem}.bmp')
+    def both(**options):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter('always')
+            parts = load_data(tmp_path/'photos', (24, 16), .3, fit='pad', **options)
+        return parts, sorted(str(w.message) for w in caught)
+    both(cache=tmp_path/'cache')
+    act(tmp_path)
+    stamp = {f.name: f.stat().st_mtime_ns for f in (tmp_path/'cache').glob('[!.]*')}
+    (expected, said), (found, said_again) = both(), both(cache=tmp_path/'cache')
+    for a, b in zip(expected, found):
+        assert a.levels.equal(b.levels) and a.content.equal(b.content) and a.labels.equal(b.labels)
+        assert (a.classes, a.note, a.name, a.value_range) == (b.classes, b.note, b.name, b.value_range)
+        assert a.fingerprint() == b.fingerprint() and a.hashes().equal(b.hashes())
+        assert a[[2, 0, 1]].images.equal(b[[2, 0, 1]].images)
+    assert said == said_again                                     # a warning is not forgotten
+    files = {f.name: f.stat().st_mtime_ns for f in (tmp_path/'cache').glob('[!.]*')}
+    assert len(files) == 2 and (files != stamp) == anew
+
+
+def test_each_question_has_its_own_cache(tmp_path):
+    filled(tmp_path/'photos', 'cat', 'dog', count=15)
+    asked = [dict(), dict(size=16), dict(fit='stretch'), dict(held_out=.5), dict(channels=1), dict(size=(16, 32))]
+    for options in asked*2:
+        with_cache = load_data(tmp_path/'photos', cache=tmp_path/'cache', **options)
+        for a, b in zip(load_data(tmp_path/'photos', **options), with_cache):
+            assert a.levels.equal(b.levels)
+    assert len(list((tmp_path/'cache').glob('*.npy'))) == len(asked)
+    whole = image_folder(tmp_path/'photos', 16, cache=tmp_path/'cache')
+    assert whole.levels.equal(image_folder(tmp_path/'photos', 16).levels)
+
+
+def test_an_error_leaves_no_cache(tmp_path):
+    filled(tmp_path/'photos', 'cat', count=25)
+    (tmp_path/'photos'/'cat'/'broken.png').write_bytes(b'not a picture')
+    with pytest.raises(InputError, match='broken.png'):
+        load_data(tmp_path/'photos', 16, cache=tmp_path/'cache')
+    assert not list((tmp_path/'cache').iterdir())
+    with pytest.warns(UserWarning, match='1 of 26'):
+        data = load_data(tmp_path/'photos', 16, skip_unreadable=True, cache=tmp_path/'cache')
+    assert sum(map(len, data)) == 25
+
+
+@pytest.mark.parametrize('name', ['12 bits in 16', 'floats'])
+def test_deep_and_grey_pictures_in_a_cache(tmp_path, name):
+    values, ending = DEEP[name]
+    for i in range(3):
+        (tmp_path/'photos').mkdir(exist_ok=True)
+        Image.fromarray((values//(i + 1) if values.dtype.kind != 'f' else values/(i + 1)).reshape(64, 64)).save(tmp_path/'photos'/f'{i}.{ending}')
+    plain = image_folder(tmp_path/'photos', 32)
+    for _ in range(2):
+        mapped = image_folder(tmp_path/'photos', 32, cache=tmp_path/'cache')
+        assert mapped.levels.equal(plain.levels) and mapped.value_range == plain.value_range and mapped.levels.shape[1] == 1
+
+
+def test_to_open_a_cache_costs_no_memory(tmp_path):
+    "A set of 65 MB is opened and asked for an image: far less of it is in memory."
+    code = """
+import json, resource, sys, warnings
+warnings.simplefilter('error')
+from ldm_nb.data import load_data
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*1024
+few = load_data(sys.argv[1], 16, cache=sys.argv[2])[0][[0, 1]].images.sum()
+before = peak()
+train, test = load_data(sys.argv[1], 900, cache=sys.argv[2])
+batch = train[5].images
+print(json.dumps(dict(bytes=train.levels.nbytes, used=peak() - before, mean=float(batch.mean()))))"""
+    filled(tmp_path/'photos', 'cat', count=30)
+    train, _ = load_data(tmp_path/'photos', 900, cache=tmp_path/'cache')
+    load_data(tmp_path/'photos', 16, cache=tmp_path/'cache')
+    run = subprocess.run([sys.executable, '-c', code, tmp_path/'photos', tmp_path/'cache'], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    image_bytes = 3*900**2*(1 + 4 + 4 + 4)                       # as floats, and while they are scaled
+    assert found['bytes'] > 60e6 and found['used'] < image_bytes + 15e6
+    assert abs(found['mean'] - float(train[5].images.mean())) < 1e-6
+
+
+@pytest.mark.parametrize('on_disk', [False, True])
+def test_rows_grow_from_grey_to_colour(tmp_path, on_disk):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (9, 11, 3) if k in (4, 6) else (9, 11), np.uint8) for k in range(8)]
+    for channels in None, 1, 3:
+        rows = Rows((9, 11), channels, tmp_path/'rows.npy' if on_disk else None)
+        for pixels in pictures[:4]:
+            rows.add(pixels)
+        assert rows.channels == (channels or 1)
+        for pixels in pictures[4:]:
+            rows.add(pixels)
+        rows.close()
+        levels = open_levels(tmp_path/'rows.npy') if on_disk else rows.levels()
+        as_mode = 'L' if channels == 1 else 'RGB'
+        expected = np.stack([np.asarray(Image.fromarray(p).convert(as_mode)) for p in pictures])
+        expected = expected[:, None] if channels == 1 else np.moveaxis(expected, -1, 1)
+        assert np.array_equal(levels.numpy(), expected) and rows.brightest == max(p.max() for p in pictures)

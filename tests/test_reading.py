@@ -7,18 +7,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-BASE = ['core', 'schematics', 'folder', 'data', 'loop'] # the workshop below the course
-COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines']
+BASE = ['core', 'schematics', 'folder', 'hub', 'data', 'loop'] # the workshop below the course
+COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines', 'own_images']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
              runs=[*BASE, *COURSE[:5]],
-             commands=[*BASE, *COURSE[:7], 'runs', 'features'],
+             commands=[*BASE, *COURSE[:7], 'runs', 'features', 'own_images'],
              exercises=[*BASE, 'answers_model', 'answers_sampling', 'answers_beyond'],
              answers_model=[*BASE, 'exercises', *COURSE[:4]], # test_lesson.py holds each
              answers_sampling=[*BASE, 'exercises', *COURSE[:7], 'features'],
              answers_beyond=[*BASE, 'exercises', *COURSE, 'features']) # grader to its chapter
 
-# `sample` finds its sampler by name, and a run that is not finished its checkpoints; both are read later
-WHEN_CALLED = dict(training={'samplers', 'runs'})
+# `sample` finds its sampler by name, a run that is not finished its checkpoints, a model its pretrained autoencoder: read later
+WHEN_CALLED = dict(training={'samplers', 'runs', 'own_images'})
 
 
 def cells(path, kind):
