@@ -8,6 +8,7 @@ __all__ = ['PRETRAINED', 'PretrainedAutoencoder', 'pretrained_autoencoder', 'fro
 
 # %% ../nbs/11_own_images.ipynb #e445b3b0
 import copy, inspect, json, re, shutil, textwrap, uuid, warnings
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import torch
@@ -23,6 +24,15 @@ from .training import *
 from .evaluation import *
 
 # %% ../nbs/11_own_images.ipynb #a2829425
+@contextmanager
+def _quietly(diffusers): # it warns of what it wrote itself
+    said = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers.utils.logging.set_verbosity(said)
+
 def _diffusers():
     try:
         with warnings.catch_warnings():
@@ -94,7 +104,8 @@ def pretrained_autoencoder(name,          # a folder, or owner/name on the Hub
     try:
         found = base.load_config(str(name), **where)
         kind = _class_of(found.get('_class_name'))
-        net = kind.from_pretrained(str(name), use_safetensors=True, **where)
+        with _quietly(_diffusers()):
+            net = kind.from_pretrained(str(name), use_safetensors=True, **where)
     except (OSError, AttributeError) as e:
         why = ' '.join(str(e).split())[:200]
         raise InputError(

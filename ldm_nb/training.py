@@ -626,7 +626,7 @@ def from_pretrained(cls:LatentDiffusion,
                config['image_size'], config['classes'], read_json(folder/'card.json'),
                guide, seen, config.get('sampling'), late).to(default_device())
 
-# %% ../nbs/05_training.ipynb #827394d9
+# %% ../nbs/05_training.ipynb #dd3f442c
 @patch
 def push_to_hub(self:LatentDiffusion, repo_id, private=False,
                 report=None,     # of chapter 06, or its file: figures for the card
