@@ -40,6 +40,8 @@ class Recipe:
     ae_width: int = 64             # channels inside the autoencoder
     encoder_depth: int = 2         # residual blocks
     decoder_depth: int = 3
+    resize: bool = False           # the decoder's end: resize-convolutions (chapter 11)
+    edge_weight: float = 0.        # of errors in differences of neighbours
     kl_weight: float = 3e-3
     ae_batch: int = 16
     ae_lr: float = 4e-3
@@ -70,7 +72,8 @@ RECIPES = dict(
 # %% ../nbs/05_training.ipynb #61982933
 def _vae_of(recipe, image_channels):
     return VAE(recipe.f, recipe.latent_channels, recipe.ae_width,
-               recipe.encoder_depth, recipe.decoder_depth, image_channels)
+               recipe.encoder_depth, recipe.decoder_depth, image_channels,
+               resize=recipe.resize)
 
 def _unet_of(recipe, channels, num_classes):
     augment = 3*bool(recipe.flip or recipe.shift) # flipped, moved right and down
@@ -93,10 +96,10 @@ def train_autoencoder(images:Tensor, # (n, c, h, w), padded: floats or uint8 lev
     def loss(model, i):
         x = images[i.to(images.device)].to(device)
         changes = random_changes(len(i), recipe)
-        x, error = change_images(x, changes, recipe.shift), clipped_mse
+        x, mask = change_images(x, changes, recipe.shift), None
         if content is not None:
-            error = _within(content_mask(content[i], x.shape[-2:], changes,
-                                         recipe.shift).to(device))
+            mask = content_mask(content[i], x.shape[-2:], changes, recipe.shift)
+        error = _within(mask, recipe.edge_weight)
         return vae_loss(model, as_floats(x), recipe.kl_weight, reconstruction=error)
     return fit(vae, loss, len(images), recipe.ae_batch, recipe.ae_lr, seed=seed,
                stage='autoencoder', accumulate=recipe.accumulate, **budget)
@@ -289,9 +292,13 @@ def content_mask(content:Tensor,      # (b, 4): top, left, height, width of the 
     mask = (rows[:, None, :, None] & columns[:, None, None, :]).float()
     return F.max_pool2d(change_images(mask, changes, shift), f)
 
-def _within(mask): # an error of reconstructions: its mean over what the mask holds
+def _within(mask=None, edge_weight=0.): # an error of reconstructions, where mask is 1
     def error(x, target):
-        return clipped_mse(torch.where(mask > 0, x, target), target)/mask.mean()
+        if mask is None:
+            return clipped_mse(x, target, edge_weight)
+        inside = mask.to(x)
+        x = torch.where(inside > 0, x, target)
+        return clipped_mse(x, target, edge_weight)/inside.mean()
     return error
 
 def _at_hand(x, device):
@@ -316,6 +323,7 @@ def _check_parts(autoencoder, stats, denoisers):
 _BY_STAGE = {
     'stage one: the autoencoder': [
         ('f', 'latent_channels', 'ae_width', 'encoder_depth', 'decoder_depth'),
+        ('resize', 'edge_weight'),
         ('kl_weight', 'ae_batch', 'ae_lr', 'ae_share')],
     'stage two: the denoiser': [
         ('schedule', 'prediction_type'),
@@ -690,28 +698,15 @@ def from_pretrained(cls:LatentDiffusion,
                config['image_size'], config['classes'], read_json(folder/'card.json'),
                guide, seen, config.get('sampling'), late).to(default_device())
 
-# %% ../nbs/05_training.ipynb #827394d9
 @patch
-def push_to_hub(self:LatentDiffusion, repo_id, private=False,
+def push_to_hub(self:LatentDiffusion, repo_id, # owner/name
+                private=False,
                 report=None,     # of chapter 06, or its file: figures for the card
                 license='other'): # as the Hub calls it, e.g. apache-2.0
     """Upload the model and its card to the Hugging Face Hub.
     This needs the network, and a token: `hf auth login`."""
-    from huggingface_hub import HfApi
-    from tempfile import TemporaryDirectory
-    from ldm_nb.own_images import write_model_card # chapter 11, which is read later
-    with TemporaryDirectory() as d:
-        model = Path(d)/'model'
-        self.save_pretrained(model)
-        write_model_card(model, None, report, license, repo_id)
-        try:
-            HfApi().create_repo(repo_id, private=private, exist_ok=True)
-            return HfApi().upload_folder(repo_id=repo_id, folder_path=model)
-        except Exception as e: # of the network, the token, the name
-            why = ' '.join(str(e).split())[:200]
-            raise InputError(f'{repo_id} cannot be uploaded ({type(e).__name__}: '
-                             f'{why}): check the name, the network and the token '
-                             '(hf auth login)') from None
+    from ldm_nb.own_images import push # chapter 11, which is read later
+    return push(self, repo_id, private, report, license)
 
 # %% ../nbs/05_training.ipynb #b56c3517
 def _unfinished(path):
