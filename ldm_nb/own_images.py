@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['PRETRAINED', 'mesh_ratio', 'PretrainedAutoencoder', 'pretrained_autoencoder', 'frozen_stage_one', 'walk_onnx',
-           'sample_onnx', 'export_onnx', 'report_of', 'write_model_card']
+           'sample_onnx', 'export_onnx', 'report_of', 'write_model_card', 'push']
 
 # %% ../nbs/11_own_images.ipynb #e445b3b0
-import copy, inspect, json, re, shutil, textwrap, uuid, warnings
+import copy, inspect, json, re, shutil, tempfile, textwrap, uuid, warnings
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import torch
@@ -46,6 +47,15 @@ def mesh_ratio(images:Tensor # (n, c, h, w), sides of 8 or more
     return (highest/neighbours).item()
 
 # %% ../nbs/11_own_images.ipynb #a2829425
+@contextmanager
+def _quietly(diffusers): # it warns of what it wrote itself
+    said = diffusers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers.utils.logging.set_verbosity(said)
+
 def _diffusers():
     try:
         with warnings.catch_warnings():
@@ -117,7 +127,8 @@ def pretrained_autoencoder(name,          # a folder, or owner/name on the Hub
     try:
         found = base.load_config(str(name), **where)
         kind = _class_of(found.get('_class_name'))
-        net = kind.from_pretrained(str(name), use_safetensors=True, **where)
+        with _quietly(_diffusers()):
+            net = kind.from_pretrained(str(name), use_safetensors=True, **where)
     except (OSError, AttributeError) as e:
         why = ' '.join(str(e).split())[:200]
         raise InputError(
@@ -525,3 +536,22 @@ def write_model_card(model,           # a folder, shipped name or Hub id
     with atomic_path(out/'README.md') as part:
         part.write_text(_readme(ldm, name, where, report, license), encoding='utf-8')
     return out/'README.md'
+
+# %% ../nbs/11_own_images.ipynb #686d4371
+def push(ldm:LatentDiffusion, repo_id, # owner/name
+         private=False, report=None, license='other'): # as for write_model_card
+    """Upload a model and its card to the Hugging Face Hub.
+    `InputError` if that fails, with the reason."""
+    from huggingface_hub import HfApi
+    with tempfile.TemporaryDirectory() as d:
+        model = Path(d)/'model'
+        ldm.save_pretrained(model)
+        write_model_card(model, None, report, license, repo_id)
+        try:
+            HfApi().create_repo(repo_id, private=private, exist_ok=True)
+            return HfApi().upload_folder(repo_id=repo_id, folder_path=model)
+        except Exception as e: # of the network, the token, the name
+            why = ' '.join(str(e).split())[:200]
+            raise InputError(f'{repo_id} cannot be uploaded ({type(e).__name__}: '
+                             f'{why}): check the name, the network and the token '
+                             '(hf auth login)') from None

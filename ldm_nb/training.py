@@ -698,28 +698,15 @@ def from_pretrained(cls:LatentDiffusion,
                config['image_size'], config['classes'], read_json(folder/'card.json'),
                guide, seen, config.get('sampling'), late).to(default_device())
 
-# %% ../nbs/05_training.ipynb #827394d9
 @patch
-def push_to_hub(self:LatentDiffusion, repo_id, private=False,
+def push_to_hub(self:LatentDiffusion, repo_id, # owner/name
+                private=False,
                 report=None,     # of chapter 06, or its file: figures for the card
                 license='other'): # as the Hub calls it, e.g. apache-2.0
     """Upload the model and its card to the Hugging Face Hub.
     This needs the network, and a token: `hf auth login`."""
-    from huggingface_hub import HfApi
-    from tempfile import TemporaryDirectory
-    from ldm_nb.own_images import write_model_card # chapter 11, which is read later
-    with TemporaryDirectory() as d:
-        model = Path(d)/'model'
-        self.save_pretrained(model)
-        write_model_card(model, None, report, license, repo_id)
-        try:
-            HfApi().create_repo(repo_id, private=private, exist_ok=True)
-            return HfApi().upload_folder(repo_id=repo_id, folder_path=model)
-        except Exception as e: # of the network, the token, the name
-            why = ' '.join(str(e).split())[:200]
-            raise InputError(f'{repo_id} cannot be uploaded ({type(e).__name__}: '
-                             f'{why}): check the name, the network and the token '
-                             '(hf auth login)') from None
+    from ldm_nb.own_images import push # chapter 11, which is read later
+    return push(self, repo_id, private, report, license)
 
 # %% ../nbs/05_training.ipynb #b56c3517
 def _unfinished(path):

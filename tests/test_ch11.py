@@ -132,22 +132,22 @@ def test_our_own_autoencoder_can_be_kept_too(tmp_path):
 # ---- ONNX
 
 
-def small(classes=3, guide=True, schedule='flow', prediction_type='flow_prediction', side=28, channels=1, card=None, **more):
+def small(classes=3, guide=True, schedule='flow', prediction_type='flow_prediction', side=28, channels=1, card=None):
     "A model whose random networks do something."
     torch.manual_seed(0)
     vae = VAE(width=16, encoder_depth=1, decoder_depth=1, image_channels=channels)
     stats = LatentStats([.3, -.2, .1, 0.], [1., .8, 1.2, .9], 10, fingerprint(vae), 'f'*16)
     def net():
-        unet = UNet(widths=(16, 32), emb_dim=32, num_classes=classes)
+        unet = UNet(widths=(16,), emb_dim=32, num_classes=classes)
         for p in unet.parameters(): torch.nn.init.normal_(p, std=.08) if p.ndim > 1 else None
         unet.trained_on = stats.fingerprint
         return unet.requires_grad_(False)
-    ema, extra = net(), {k: net() for k in ('late',) if more.pop(k, False)}
+    ema = net()
     return LatentDiffusion(vae.requires_grad_(False), stats, ema, ema, schedule, prediction_type, (side, side), [f'c{i}' for i in range(classes)],
-                           card, net() if guide else None, **extra, **more)
+                           card, net() if guide else None)
 
 
-KINDS = { # what the model is, how it samples, the size of the graph: evaluations inside
+KINDS = { # what the model is, how it samples, which strengths are inputs of the graph
     'as it is': ({}, {}, ('autoguidance',)),
     'labels': ({}, dict(guidance=3.), ('guidance',)),
     'labels ignored': ({}, dict(guidance=0.), ('guidance',)),
@@ -155,10 +155,8 @@ KINDS = { # what the model is, how it samples, the size of the graph: evaluation
     'no guide': (dict(guide=False), {}, ('guidance',)),
     'no classes': (dict(classes=0), {}, ('autoguidance',)),
     'a chain of noise': (dict(schedule='cosine', prediction_type='epsilon'), dict(guidance=2., steps=5), ('guidance',)),
-    'v, zero SNR': (dict(schedule='zero_snr', prediction_type='v_prediction'), dict(spacing='trailing'), ('autoguidance',)),
     'EDM, data': (dict(schedule='edm', prediction_type='sample'), dict(spacing='karras'), ('autoguidance',)),
-    'euler, colour, odd size': (dict(channels=3, side=27), dict(sampler='euler', steps=4), ('autoguidance',)),
-    'ddim, two denoisers': (dict(late=True), dict(sampler='ddim', steps=4, autoguidance=2.), ('autoguidance',)),
+    'ddim, colour, odd size': (dict(channels=3, side=27), dict(sampler='ddim', steps=4), ('autoguidance',)),
 }
 
 
@@ -174,8 +172,7 @@ def test_exported_models_draw_the_same(tmp_path, kind):
     assert theirs.dtype == np.float32 and ours.std() > .05
     np.testing.assert_allclose(theirs, ours.numpy(), atol=1e-3)
     assert tuple(json.loads((tmp_path/'o'/'model.json').read_text())['dials']) == dials
-    networks = {'denoiser.onnx', 'decoder.onnx', *(['late.onnx'] if made.get('late') else [])}
-    assert {p.name for p in (tmp_path/'o').iterdir()} == {*networks, 'model.json', 'sample.py'} and len(list(tmp_path.iterdir())) == 1
+    assert {p.name for p in (tmp_path/'o').iterdir()} == {'denoiser.onnx', 'decoder.onnx', 'model.json', 'sample.py'} and len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.fixture(scope='module')
@@ -199,7 +196,7 @@ def test_half_is_half_the_size_and_nearly_the_same(exported):
     root, ldm = exported
     for name in ('denoiser.onnx', 'decoder.onnx'):
         whole, half = ((root/k/name).stat().st_size for k in ('whole', 'half'))
-        assert .45 < half/whole < .75, name # of networks this small, names are a fifth
+        assert .45 < half/whole < .85, name # of networks this small, much is names
     a, b = (sample_onnx(root/k, 6, labels='c0') for k in ('whole', 'half'))
     assert 0 < np.abs(a - b).max() < .05
 
@@ -209,7 +206,7 @@ def test_seeds_batches_and_shares(exported, tmp_path):
     a, b, c = (sample_onnx(root/'whole', 7, 'c0', seed=seed) for seed in (1, 1, 2))
     assert (a == b).all() and not (a == c).all() and a.shape == (7, 1, 28, 28)
     about = json.loads((root/'whole'/'model.json').read_text())
-    assert about['class_shares'] == [.8, .1, .1] and about['latents'] == [4, 8, 8]
+    assert about['class_shares'] == [.8, .1, .1] and about['latents'] == [4, 7, 7]
     (tmp_path/'o').mkdir()
     for p in (root/'whole').iterdir(): (tmp_path/'o'/p.name).write_bytes(p.read_bytes())
     (tmp_path/'o'/'model.json').write_text(json.dumps(about | dict(batch=3)))

@@ -327,7 +327,7 @@ OPTIONS = {
                   ['--data', '--out', '--minutes', '--steps', '--size', '--pixels', '--seed', '--lr']),
     'ldm_eval': (['few.npy', '--features', 'pixels'],
                  ['what', '--data', '--features', '--n', '--guidance', '--steps', '--seed', '--out']),
-    'ldm_export': (['fashion', '--to', 'onnx', '--out', 'data'], ['model', '--to', '--guidance', '--autoguidance', '--steps', '--report', '--license', '--repo']),
+    'ldm_export': (['fashion', '--to', 'onnx', '--out', 'data'], ['model', '--to', '--guidance', '--steps']),
     'ldm_demo': (['--steps', '1', '--size', 'none'], ['--out', '--minutes', '--size', '--seed', '--steps']),
 }
 
