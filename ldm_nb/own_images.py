@@ -42,8 +42,8 @@ def mesh_ratio(images:Tensor # (n, c, h, w), sides of 8 or more
     highest = rows[h] + columns[w]
     neighbours = (rows[h-2:h].sum() + columns[w-2:w].sum())/2
     if not neighbours:
-        raise InputError('the images have no power in the neighbouring frequencies: '
-                         'are they flat?')
+        raise InputError('the images are flat, or hold one frequency only: expected '
+                         'pictures')
     return (highest/neighbours).item()
 
 # %% ../nbs/11_own_images.ipynb #a2829425
@@ -449,7 +449,8 @@ def _training_rows(card):
         if name in ('recipe', 'class_counts'):
             value = json.dumps(value)
         if isinstance(value, dict):
-            value = ', '.join(f'{k} {v:,}' for k, v in value.items())
+            value = ', '.join(f'{k} {json.dumps(v) if isinstance(v, dict) else f"{v:,}"}'
+                              for k, v in value.items())
         yield {'training': name.replace('_', ' '), 'was': value}
 
 def _figure_rows(report):
