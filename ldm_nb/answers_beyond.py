@@ -7,7 +7,8 @@ __all__ = ['grade_half_width', 'grade_straight_middle', 'grade_standardise', 'gr
            'grade_perfect_coverage', 'grade_my_kid', 'grade_difference', 'grade_attack', 'grade_guided_guess',
            'grade_evaluations', 'grade_combine', 'grade_rescale', 'grade_kept_both', 'grade_reconstruction_weight',
            'grade_epsilon_loss_at', 'grade_two_stage_loss', 'grade_rank_of', 'grade_no_collapse', 'grade_conv_gflop',
-           'grade_half_penalty', 'grade_game_value', 'grade_tamed']
+           'grade_half_penalty', 'grade_game_value', 'grade_tamed', 'grade_tall_latent', 'grade_row_mesh',
+           'grade_box_of', 'grade_own_folder']
 
 # %% ../nbs/a_answers_beyond.ipynb #77c45dd7
 import math
@@ -461,3 +462,83 @@ def grade_tamed(answer):
                             'the discriminator may pull the generator')
             raise Wrong(f'after 200 steps from {real + away:.3g} it is still '
                         f'{math.hypot(θ - real, ψ):.3g} away: it circles or creeps')
+
+# %% ../nbs/a_answers_beyond.ipynb #fc08ffb9
+def grade_tall_latent(answer):
+    "Against the shape that an autoencoder with f = 8 gives."
+    from ldm_nb.autoencoder import AutoEncoder
+    x = torch.zeros(1, 3, 96, 64)
+    latent = AutoEncoder(8, 4, width=8, image_channels=3).encode(x).numel()
+    compare(torch.tensor(answer, dtype=torch.float64),
+            torch.tensor([latent, x.numel()/latent]),
+            {'both sides are divided by f': [latent*8, 6.],
+             'a latent has 4 channels, whatever the colours': [288., 64.],
+             'a picture has three numbers for each pixel': [latent, 16.]},
+            'how many rows, columns and channels has the latent?')
+
+def grade_row_mesh(answer):
+    "Against `mesh_ratio`, on pictures whose columns hold no high frequency."
+    from ldm_nb.own_images import mesh_ratio
+    x = torch.randn(3, 2, 1, 16, generator=generator('row_mesh')).expand(3, 2, 16, 16)
+    x = x - x.mean((2, 3), keepdim=True)
+    power = torch.fft.rfft(x).abs().square().mean((0, 1, 2))
+    size = torch.fft.rfft(x).abs().mean((0, 1, 2))
+    compare(answer(x), mesh_ratio(x),
+            {'power is the square of the absolute value': size[-1]/size[-3:-1].mean(),
+             'take the mean of the two neighbours, not their sum':
+                 power[-1]/power[-3:-1].sum(),
+             'the other way round: the highest goes above':
+                 power[-3:-1].mean()/power[-1],
+             'two frequencies, not one': power[-1]/power[-2]},
+            'the last entry of rfft, over the mean of the two before it', tol=1e-3)
+
+# %% ../nbs/a_answers_beyond.ipynb #47b14517
+def grade_box_of(answer):
+    "Against `content_box`, which pads a folder's pictures."
+    from ldm_nb.folder import content_box
+    sizes = (60, 40), (40, 60), (50, 50), (300, 10), (33, 64)
+    frames = (96, 64), (64, 64), (32, 96)
+    pairs = [(size, frame) for size in sizes for frame in frames]
+    def all_boxes(f): return torch.stack([as_numbers(f(*pair)) for pair in pairs])
+    def scaled(choose, corner=False):
+        def box(size, frame):
+            scale = choose(frame[0]/size[0], frame[1]/size[1])
+            h, w = round(size[0]*scale), round(size[1]*scale)
+            top, left = (frame[0] - h)//2, (frame[1] - w)//2
+            return (0, 0, h, w) if corner else (top, left, h, w)
+        return box
+    def swapped(size, frame):
+        top, left, h, w = content_box(size, frame)
+        return left, top, w, h
+    compare(all_boxes(answer), all_boxes(content_box),
+            {'that fills the frame and cuts the rest: take the smaller scale':
+                 all_boxes(scaled(max)),
+             'the picture lies in the middle, not in the corner':
+                 all_boxes(scaled(min, corner=True)),
+             'the order is top, left, height, width': all_boxes(swapped)},
+            'one scale for both sides, and half of what is left before the picture')
+
+# %% ../nbs/a_answers_beyond.ipynb #83b0aa4a
+def grade_own_folder(answer):
+    "Counts, shapes, and how many held-out pictures have a twin, by pixels."
+    from ldm_nb.data import ImageData
+    from ldm_nb.features import nearest
+    two = isinstance(answer, (tuple, list)) and len(answer) == 2
+    if not two or not all(isinstance(part, ImageData) for part in answer):
+        raise Wrong('the answer is what load_data gives: (train, test)')
+    train, test = answer
+    if len(train) + len(test) < 200:
+        raise Wrong(f'{len(train) + len(test)} pictures: 200 or more were asked for')
+    if train.levels.shape[1:] != test.levels.shape[1:]:
+        raise Wrong('training and test pictures have different shapes')
+    if len(test) < (len(train) + len(test))/20:
+        raise Wrong(f'{len(test)} are held out: a twentieth of all, or more')
+    if train.counts and min(train.counts) < 10:
+        few = train.classes[train.counts.index(min(train.counts))]
+        raise Wrong(f'the class {few} has {min(train.counts)} pictures to train on')
+    distances = nearest(test.images.flatten(1), train.images.flatten(1))[0]
+    decibels = 10*torch.log10(4*test.images[0].numel()/distances.square())
+    share = (decibels > 25).double().mean().item()
+    if share > .1:
+        raise Wrong(f'{100*share:.0f} % of the held-out pictures have a twin: keep '
+                    'twins together')

@@ -341,3 +341,51 @@ def test_push_brings_model_and_card(tmp_path, monkeypatch):
         def create_repo(self, *_, **__): raise ConnectionError('no route')
     monkeypatch.setattr(huggingface_hub, 'HfApi', Offline)
     with pytest.raises(InputError, match='cannot be uploaded .*no route.*hf auth login'): small().push_to_hub('owner/flowers')
+
+
+# ---- the mesh
+
+
+def noise(shape=(40, 3, 32, 32)):
+    return torch.randn(shape, generator=generator('mesh'), dtype=torch.float64)
+
+
+def waves(h, w, power): # stripes of the highest frequency, and the two below with power 1 in each bin
+    x = torch.arange(w, dtype=torch.float64)
+    line = power**.5*(torch.pi*x).cos() + sum(2*(2*torch.pi*(w//2 - k)*x/w).cos() for k in (1, 2))
+    return line.expand(1, 1, h, w)
+
+
+@pytest.mark.parametrize('side', [(32, 32), (16, 48), (33, 40), (9, 9)])
+def test_white_noise_has_mesh_one(side):
+    assert mesh_ratio(noise((3000, 1, *side))) == pytest.approx(1, abs=.05)
+
+
+@pytest.mark.parametrize('power', [.25, 1., 4.])
+def test_the_mesh_of_known_waves(power):
+    "A lower frequency has a bin of positive and one of negative sign; one is counted."
+    assert mesh_ratio(waves(16, 32, power)) == pytest.approx(power, rel=1e-9)
+    assert mesh_ratio(waves(32, 16, power).mT) == pytest.approx(power, rel=1e-9)
+
+
+@pytest.mark.parametrize('change', [lambda x: 3*x, lambda x: x + .7, lambda x: x.roll((3, 5), (2, 3)), lambda x: x.mT, lambda x: x.flip(0), lambda x: x.float(), lambda x: torch.cat([x, x])])
+def test_what_leaves_the_mesh_as_it_is(change):
+    assert mesh_ratio(change(noise())) == pytest.approx(mesh_ratio(noise()), rel=1e-5)
+
+
+def test_a_mesh_is_seen_and_blur_too():
+    sign = (-1.)**torch.arange(32)
+    blurred = (noise() + noise().roll(1, 3) + noise().roll(1, 2) + noise().roll((1, 1), (2, 3)))/4
+    assert mesh_ratio(noise() + sign[:, None]*sign) > 5 > .5 > mesh_ratio(blurred)
+
+
+@pytest.mark.parametrize('images,words', [(torch.zeros(3, 32, 32), r'expected some of shape \(n, c, h, w\)'), (torch.zeros(0, 3, 32, 32), 'expected some'), (torch.rand(2, 3, 7, 32), '8 or more'), (torch.ones(2, 3, 16, 16), 'flat')])
+def test_what_has_no_mesh_ratio(images, words):
+    with pytest.raises(InputError, match=words): mesh_ratio(images)
+
+
+def test_the_card_of_a_run_with_images_held_out():
+    "Losses held out are a dict of dicts in a model's card."
+    card = dict(seconds=3., steps=dict(autoencoder=1200, denoiser=7), held_out=dict(denoiser=dict(best_step=4, best=.5)))
+    rows = {row['training']: row['was'] for row in own_images._training_rows(card)}
+    assert rows == {'seconds': 3., 'steps': 'autoencoder 1,200, denoiser 7', 'held out': 'denoiser {"best_step": 4, "best": 0.5}'}
