@@ -495,16 +495,18 @@ def _add_class_accuracy(result, images, labels, train, test, out):
     try:
         net, card = class_judge(train, out)
         asked = replace(test, levels=as_levels(images), labels=labels)
-        ours, floor = (_share(are_of_class(net, v, judged_classes(train)))
-                       for v in (asked, test))
+        shares = (_share(are_of_class(net, v, judged_classes(train)))
+                  for v in (asked, test))
+        ours, floor = (dict(class_accuracy=v) for v in shares)
     except InputError as e:
         return result['notes'].append(f'class accuracy is left out: {e}')
-    result['metrics'] |= _with_floor(dict(class_accuracy=ours), dict(class_accuracy=floor))
+    result['metrics'] |= _with_floor(ours, floor)
     result['classifier'] = card
     left_out = len(train.classes) - len(judged_classes(train))
     result['notes'].append(
-        f'class accuracy: by a classifier of {card["images"]:,} training images, '
-        f'{card["seconds"]:.0f} s' + f'; {left_out} classes have too few'*bool(left_out))
+        f'class accuracy is told by a classifier of the {card["images"]:,} training '
+        f'images ({card["seconds"]:.0f} s)'
+        + f'; {left_out} classes have too few of them'*bool(left_out))
 
 def _note_searched(result, ldm):
     searched, learned = result['searched_for_copies'], ldm.card.get('images', 0)

@@ -15,8 +15,9 @@ from ldm_nb.evaluation import (FEWEST, bootstrap_error, by_class, cannot_measure
                                kid_error, kid_subsets, mean_cov, measure, memorisation,
                                precision_recall, print_report, reconstruction_figures,
                                report)
-from ldm_nb.features import (extract, in_balls, judge_note, kth_distance, load_effnet,
-                             load_vision, nearest, prepared_images, train_classifier)
+from ldm_nb.features import (are_of_class, class_judge, extract, in_balls, judge_note,
+                             judged_classes, kth_distance, load_effnet, load_vision,
+                             nearest, prepared_images, train_classifier)
 from ldm_nb.training import LatentDiffusion
 
 
@@ -518,3 +519,105 @@ def test_the_judge_is_named_before_the_run(monkeypatch, side, features, installe
     monkeypatch.setattr('ldm_nb.features.has_effnet', lambda: installed)
     note = judge_note(ImageData(torch.zeros(2, 3, side, side)), features)
     assert words in note and bool(note) == bool(words)
+
+
+# The whole data set as reference, and own classes
+
+def test_all_images_as_reference():
+    "Both sets are compared with; the floor is held-out images against the others."
+    train, test = fashion_mnist()[:300], fashion_mnist('test')[:120]
+    samples = fashion_mnist()[-100:]
+    result = evaluate(samples, test, train, samples.labels, resamples=0, everything=True)
+    x, y, z = (extract(v) for v in (samples, test, train))
+    held_out = y[torch.randperm(120, generator=generator(0, 'real'))[:100]]
+    found = result['metrics']
+    both = mean_cov(torch.cat([y, z]))
+    expected = dict(frechet_distance=(frechet_distance(*mean_cov(x), *both),
+                                      frechet_distance(*mean_cov(held_out), *mean_cov(z))),
+                    kid=(kid(x, torch.cat([y, z])), kid(held_out, z)))
+    for name, (value, floor) in expected.items():
+        assert found[name]['value'] == pytest.approx(value, rel=1e-6)
+        assert found[name]['floor'] == pytest.approx(floor, rel=1e-6)
+    assert result['floor_n'] == 100
+    assert result['reference'] == 'all 420 images of fashion train and fashion test'
+    assert result['floor_of'] == 'fashion test against fashion train'
+    assert 'a model that copies them scores well' in ' '.join(result['notes'])
+    assert found['memorisation']['floor'] == 0 and len(result['by_class']) == 10
+    usual = evaluate(samples, test, train, samples.labels, resamples=0)
+    assert usual['reference'] == 'fashion test, 120 images'
+    assert usual['metrics']['class_accuracy']['value'] == found['class_accuracy']['value']
+
+
+def test_one_set_without_labels_is_no_obstacle():
+    train, test = fashion_mnist()[:60], replace(fashion_mnist('test')[:60], labels=None)
+    for v in (train, test), (test, train):
+        result = evaluate(train.levels, *v, train.labels, resamples=0, everything=True)
+        assert 'by_class' not in result and 'kid' in result['metrics']
+
+
+@pytest.fixture(scope='module')
+def pots():
+    "Two kinds that a glance tells apart, and one of which there are few."
+    train = of_classes(fashion_mnist(), {1: 200, 9: 200, 8: 12})
+    test = of_classes(fashion_mnist('test'), {1: 40, 9: 40, 8: 5})
+    return named(train, 'pots'), named(test, 'pots test')
+
+
+def test_a_classifier_of_own_classes(pots, tmp_path):
+    "Learns the classes that have enough images, keeps itself, and is found again."
+    train, test = pots
+    judged = judged_classes(train)
+    assert judged.tolist() == [1, 9]
+    net, card = class_judge(train, tmp_path, num_steps=60)
+    right = are_of_class(net, test, judged)
+    assert len(right) == 80 and right.float().mean() > .95 and card['images'] == 412
+    turned = replace(test, labels=torch.where(test.labels == 1, 9, 1))
+    assert torch.equal(are_of_class(net, turned[:80], judged), ~right)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path/'classifier').iterdir()}
+    again, _ = class_judge(train, tmp_path, num_steps=60)
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path/'classifier').iterdir()}
+    assert torch.equal(are_of_class(again, test, judged), right)
+    class_judge(train[:-1], tmp_path, num_steps=1) # other images: trained anew
+    assert files != {p: p.stat().st_mtime_ns for p in (tmp_path/'classifier').iterdir()}
+
+
+def test_large_pictures_are_seen_at_32_pixels(pots):
+    train, test = (replace(v, levels=v.levels.repeat_interleave(4, 2)) for v in pots)
+    net, _ = class_judge(train, num_steps=60)
+    assert are_of_class(net, test, judged_classes(train)).float().mean() > .9
+
+
+@pytest.mark.parametrize('how,words,there', [
+    ({}, 'a classifier of the 412 training images', True), (dict(class_accuracy=False), '', False),
+    (dict(keep=[1]), 'needs two classes of 20', False)])
+def test_a_report_tells_class_accuracy(monkeypatch, pots, tmp_path, how, words, there):
+    train, test = pots
+    for k in how.get('keep', []):
+        train = train[(train.labels == k) | (train.labels == 8)]
+    monkeypatch.setattr(LatentDiffusion, 'sample', lambda self, n, labels=None, **_:
+                        test.images[(labels == 1).long()*0 + torch.arange(n) % len(test)])
+    ldm = LatentDiffusion.from_pretrained('fashion')
+    monkeypatch.setattr(ldm, 'card', dict(ldm.card, classes=train.classes))
+    monkeypatch.setattr(type(ldm), 'classes', property(lambda self: train.classes), raising=False)
+    how = {k: v for k, v in how.items() if k != 'keep'}
+    result, _ = report(ldm, train, test, 40, 'pixels', out=tmp_path, **how)
+    assert words in ' '.join(result['notes'])
+    assert ('class_accuracy' in result['metrics']) == there
+    assert ('classifier' in result) == there == (tmp_path/'classifier').exists()
+
+
+@pytest.mark.parametrize('reference', ['', 'train', 'ALL', None])
+def test_a_reference_is_test_or_all(reference):
+    ldm = LatentDiffusion.from_pretrained('fashion')
+    with pytest.raises(InputError, match='choose test or all'):
+        report(ldm, fashion_mnist(), fashion_mnist('test'), reference=reference)
+
+
+@pytest.mark.parametrize('side,said', [(28, False), (32, False), (33, True), (64, True)])
+def test_what_the_search_for_copies_sees_is_said(side, said):
+    levels = torch.nn.functional.interpolate(fashion_mnist().levels[:60], (side, side))
+    train = ImageData(levels[:40], name='train')
+    result = quick(levels[:30], ImageData(levels[40:], name='test'), train,
+                   trained_on=torch.ones(40).bool())
+    assert result['searched_for_copies'] == 40
+    assert ('thumbnails of 8 x 8' in ' '.join(result['notes'])) == said
