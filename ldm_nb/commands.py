@@ -415,7 +415,7 @@ def _reference(data, side, skip):
         _warn_resized(data, headers, side)
     return load_data(data, side, held_out=.5, skip_unreadable=skip)
 
-def _measure_array(what, data, features, seed, skip):
+def _measure_array(what, data, features, seed, skip, everything):
     "The figures of the images in a `.npy`."
     (n, h, w, c), batches = _array_batches(what)
     train, test = _reference(data, min(h, w), skip)
@@ -424,9 +424,9 @@ def _measure_array(what, data, features, seed, skip):
         raise InputError(f'{what} holds images of {h} x {w} x {c}, {data} has '
                          f'{sides[1]} x {sides[2]} x {sides[0]} (height, width, '
                          'channels): they must agree')
-    return _measure(what, batches, data, train, test, features, seed)
+    return _measure(what, batches, data, train, test, features, seed, everything)
 
-def _measure_folder(what, data, features, seed, skip):
+def _measure_folder(what, data, features, seed, skip, everything):
     "The figures of the pictures in a folder."
     side = _common_side(what) if not built_in(data) else None
     train, test = _reference(data, side, skip) if side else load_data(data)
@@ -439,20 +439,25 @@ def _measure_folder(what, data, features, seed, skip):
     wanted = given.levels.shape[1]
     train = _same_channels(train, wanted, what)
     test = _same_channels(test, wanted, what, warn=False)
-    return _measure(what, given.levels, data, train, test, features, seed)
+    return _measure(what, given.levels, data, train, test, features, seed, everything)
 
 # %% ../nbs/a_commands.ipynb #a1f563bb
 def _is_shipped(name): # by its bare name
     return name in {p.name for p in (PACKAGE/'weights').iterdir()}
 
-def _measure(what, images, data, train, test, features, seed):
+def _print_judge(data, features): # before the work
+    if note := judge_note(data, features):
+        print(f'note: {note}')
+
+def _measure(what, images, data, train, test, features, seed, everything):
     unknown = None
     if not built_in(data):
         unknown = (f'which images of {data} the maker of {what} trained on is not '
                    'known: no share of copies')
+    _print_judge(test, features)
     features = features or default_features(test)
     result = evaluate(images, test, train, None, features, seed=seed, progress=True,
-                      trained_on=unknown)
+                      trained_on=unknown, everything=everything)
     if not result['metrics']:
         raise InputError(f'{what}: {result["notes"][0]}')
     return result
@@ -477,7 +482,10 @@ def _measure_model(what, data, features, seed, skip, dials):
                       value_range=ldm.card.get('value_range'))
     train, test = (_same_channels(part, ldm.autoencoder.image_channels, what, warn)
                    for part, warn in zip(parts, (True, False)))
-    return report(ldm, train, test, features=features or None, seed=seed, **dials)[0]
+    _print_judge(test, features or None)
+    folder = what if (Path(what)/'run.json').is_file() else None
+    return report(ldm, train, test, features=features or None, seed=seed, out=folder,
+                  **dials)[0]
 
 # %% ../nbs/a_commands.ipynb #bab6fa79
 @command
@@ -486,8 +494,8 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              what:str,
              # what it is held against: fashion, fashion-full or a folder
              data:str='fashion',
-             # feature network: classifier, effnet, inception or pixels
-             # (default: what suits the data)
+             # feature network: classifier, effnet, effnet224, inception, pixels, dinov2
+             # or clip; dinov2:FOLDER, clip:FOLDER (default: what suits the data)
              features:str=None,
              n:int=None, # samples to draw from a model (default 500)
              guidance:float=None, # of those samples
@@ -496,10 +504,15 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              out:str=None, # also write the figures to this JSON file
              # of samples, too (default 3, or guidance 2 for a model without a guide)
              autoguidance:float=None,
-             skip_unreadable:bool=False): # go on without files that cannot be read
+             skip_unreadable:bool=False, # go on without files that cannot be read
+             # what is compared with: test, the held-out images, or all, as in papers
+             reference:str='test',
+             no_class_accuracy:bool=False): # train no classifier of the data's classes
     "Measure a model, or images in files, against held-out real images."
     if out:
         _check_file(out, '.json')
+    if reference not in ('test', 'all'):
+        raise InputError(f'reference is {shortened(reference)!r}: choose test or all')
     dials = dict(n=n, guidance=guidance, steps=steps, autoguidance=autoguidance)
     dials = {name: value for name, value in dials.items() if value is not None}
     if _holds_images(what):
@@ -507,8 +520,10 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
             raise InputError(f'{listed(dials)} are for a model that draws, and {what} '
                              'holds images: leave them out')
         measure_it = _measure_array if what.endswith('.npy') else _measure_folder
-        result = measure_it(what, data, features, seed, skip_unreadable)
+        result = measure_it(what, data, features, seed, skip_unreadable,
+                            reference == 'all')
     else:
+        dials |= dict(reference=reference, class_accuracy=not no_class_accuracy)
         result = _measure_model(what, data, features, seed, skip_unreadable, dials)
     print_report(result)
     if out:
