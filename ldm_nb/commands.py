@@ -181,6 +181,8 @@ def _train_and_report(out, resume=False, skip_unreadable=False, **given):
     train, test = load_data(run['data'], parse_size(run['pixels']),
                             skip_unreadable=skip_unreadable, **_of(run, _DATA))
     _print_data(run['data'], train, test)
+    if not (resume or init or given.get('size')) and run['size'] == 'lesson':
+        recipe = _recipe(run, _suited(run, train))
     for text in cannot_measure(n, len(test), len(train)):
         print(f'note: {text}. (More pictures, or a part val/ of your own, would do.)')
     if run['features']:
@@ -242,6 +244,13 @@ def _recipe(run, before=None, init=None):
                              'less than 1')
     recipe = replace(before or RECIPES[size], **changes)
     return recipe_like(init, recipe, run['keep'] or 'both') if init else recipe
+
+def _suited(run, train)->Recipe: # and says why
+    recipe, reasons = Recipe.for_data(train.levels.shape[1:], len(train),
+                                      run['minutes'], run['steps'], reasons=True)
+    for reason in reasons:
+        print(f'recipe: {reason}')
+    return recipe
 
 def _absolute(data): # a folder by its full path
     return data if built_in(data) else str(Path(data).resolve())
@@ -305,8 +314,8 @@ def ldm_train(# fashion (the default), fashion-full, emoji, a folder or hub:OWNE
               out:str='runs/ldm', # new folder for the results, or a run's to resume
               minutes:float=None, # wall-clock budget of both stages together
               steps:int=None, # instead of minutes: steps of each stage (repeatable)
-              # how big the networks are: smoke, lesson (the default, or LDM_SIZE), full
-              # (for a GPU; we never ran it)
+              # networks of a fixed size instead of those that the images ask for:
+              # smoke, lesson, full (for a GPU; we never ran it)
               size:str=None,
               pixels:str=None, # 64, or HEIGHTxWIDTH as 96x64 (default: 32)
               seed:int=None, # the same seed and steps, the same model (default: 0)
@@ -559,7 +568,7 @@ def ldm_export(# a folder, a shipped name (fashion, fashion-fast) or a Hub id
                # onnx: a new folder; card: a folder (default: that of the model)
                out:str=None,
                half:bool=False, # onnx: keep large weights as float16
-               guidance:float=None, # onnx: as for ldm_sample; what is on is in the graph
+               guidance:float=None, # onnx: as for ldm_sample; what is on stays inside
                autoguidance:float=None, # onnx: the same
                steps:int=None, # onnx: of the sampler
                # card, hub: the report.json to quote (default: that beside the model)

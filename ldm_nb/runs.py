@@ -618,9 +618,10 @@ def _ask_stage_one(images:_Images, recipe):
     def measure(vae):
         losses = []
         for k, (x, content) in enumerate(_split(images.levels, images.content)):
-            x, error = as_floats(x.to(default_device())), clipped_mse
+            x, mask = as_floats(x.to(default_device())), None
             if content is not None:
-                error = _within(content_mask(content, x.shape[-2:]).to(x.device))
+                mask = content_mask(content, x.shape[-2:])
+            error = _within(mask, recipe.edge_weight)
             torch.manual_seed(seed_for('held out', k))
             losses.append(vae_loss(vae, x, recipe.kl_weight,
                                    reconstruction=error)[0].item())

@@ -342,6 +342,45 @@ def __repr__(self:Recipe):
             lines.append(f'  {fields},')
     return '\n'.join(lines + [')'])
 
+# %% ../nbs/05_training.ipynb #1d1430d7
+def _suits(shape, n, minutes, gpu)->list: # of (settings, why)
+    (c, h, w), few, long = shape, n < 2000, (minutes or 0) >= 60
+    if c == 1 and max(h, w) <= 32:
+        return [({}, f'{h} x {w}, grey: what Recipe() was measured on (chapter 05)')]
+    f = 4 if max(h, w) <= 48 else 8
+    return [
+        (dict(f=f, latent_channels=f, ae_width=16*f),
+         f'f = {f}: latents of {-(-h//f)} x {-(-w//f)}, so that a step is cheap'),
+        (dict(resize=True, edge_weight=1.),
+         'resize-convolutions, and weight on edges: no mesh in flat areas'),
+        (dict(ae_batch=8, ae_share=.35),
+         'batches of 8 for the autoencoder: its steps count, not its images'),
+        (dict(flip=True, dropout=.1) if few else {},
+         f'{n:,} images: ' + ('few, so mirrored ones help (the network is told: samples '
+         'are not mirrored), and dropout' if few else 'enough without flips, dropout')),
+        (dict(ema_decay=.998) if long else {},
+         f'an average over {500 if long else 100} steps: longer in a longer run'),
+        (dict(widths=(128, 256), emb_dim=512) if gpu else {},
+         'larger networks on a GPU (a guess: we never ran it)' if gpu else
+         'small networks: on a CPU the number of steps decides')]
+
+@patch(cls_method=True)
+def for_data(cls:Recipe,
+             shape:tuple,   # (c, h, w) of the images
+             n:int,         # of them
+             minutes=None,  # the budget of both stages
+             steps=None,    # or its steps, which change nothing here
+             device=None,   # that it trains on (default: default_device())
+             reasons=False):# also a list of sentences, why
+    """The recipe that suits `n` images of this shape. Chapter 11 measures it.
+    `InputError` for a shape that is none."""
+    if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
+        raise InputError(f'shape is {tuple(shape)}: expected (c, h, w), c = 1 or 3')
+    gpu = torch.device(device or default_device()).type != 'cpu'
+    chosen = _suits(tuple(shape), whole('n', n), minutes, gpu)
+    recipe = cls(**{k: v for settings, _ in chosen for k, v in settings.items()})
+    return (recipe, [why for _, why in chosen]) if reasons else recipe
+
 # %% ../nbs/05_training.ipynb #eb9522c8
 @patch(as_prop=True)
 def _multiple(self:LatentDiffusion): return self.autoencoder.f*2**self.ema.shrinks
