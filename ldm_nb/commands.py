@@ -6,7 +6,7 @@
 __all__ = ['command', 'ldm_sample', 'ldm_train', 'ldm_demo', 'ldm_eval', 'ldm_export', 'train_only']
 
 # %% ../nbs/a_commands.ipynb #65cb8e6e
-import errno, os, re, shutil, sys, warnings
+import errno, math, os, re, shutil, sys, warnings
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
@@ -185,6 +185,8 @@ def _train_and_report(out, resume=False, skip_unreadable=False, **given):
         recipe = _recipe(run, _suited(run, train))
     for text in cannot_measure(n, len(test), len(train)):
         print(f'note: {text}. (More pictures, or a part val/ of your own, would do.)')
+    if not math.isfinite(run['guidance'] or 0):
+        raise InputError(f'guidance is {run["guidance"]}: expected a number')
     if run['features']:
         extract(test[:1], run['features']) # complains about an unknown network
     with _tracking(run, out) as tracking:

@@ -132,8 +132,7 @@ class TimeResBlock(nn.Module):
         self.norm = nn.GroupNorm(8, width)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zero_init(nn.Conv2d(width, width, 3, padding=1))
-        same = in_width == width
-        self.skip = nn.Identity() if same else nn.Conv2d(in_width, width, 1)
+        self.skip = nn.Identity() if in_width == width else nn.Conv2d(in_width, width, 1)
 
     def forward(self, x, emb):
         "(b, in_width, h, w) features, (b, emb_dim) embedding -> (b, width, h, w)"

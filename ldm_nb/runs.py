@@ -710,7 +710,10 @@ def _fitting(recipe, size, start):
 
 def _previews(wanted, size): # how many a stage; tests are spared them
     usual = 0 if size == 'smoke' else 10
-    return usual if wanted is None else whole('previews', wanted, 0)
+    wanted = usual if wanted is None else whole('previews', wanted, 0)
+    if wanted > 1000:
+        raise InputError(f'previews is {wanted}: 1,000 at most, and 10 are usual')
+    return wanted
 
 # %% ../nbs/a_runs.ipynb #f6eee266
 def _mark(start): # the weights that a run starts from, in a word

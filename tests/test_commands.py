@@ -9,7 +9,7 @@ from PIL import Image
 from shell import shell
 
 
-@pytest.mark.parametrize('name,words', [('ldm_demo', ['--minutes', 'wall-clock budget']), ('ldm_train', ['--resume', 'folder of images']),
+@pytest.mark.parametrize('name,words', [('ldm_demo', ['--minutes', 'wall-clock budget']), ('ldm_train', ['--resume', 'hub:OWNER/NAME', '--init']),
                                         ('ldm_sample', ['--guidance', '--autoguidance', 'shipped name']), ('ldm_eval', ['--features', 'held-out']),
                                         ('ldm_export', ['onnx, card or hub', '--license'])])
 def test_help(name, words):

@@ -68,8 +68,8 @@ def test_flips_do_not_leak():
     x = ARROW + .1*torch.randn(64, 1, 4, 4, generator=generator('x'))
     recipe = replace(SMOKE, widths=(32,), batch=32, lr=8e-3)
     def encode(i, changes): return change_images(x[i], changes, 0)
-    told = train_denoiser(x, None, UNIT, replace(recipe, flip=True), encode=encode, num_steps=120)
-    untold = train_denoiser(torch.cat([x, x.flip(-1)]), None, UNIT, recipe, num_steps=60)
+    told = train_denoiser(x, None, UNIT, replace(recipe, flip=True), encode=encode, num_steps=200)
+    untold = train_denoiser(torch.cat([x, x.flip(-1)]), None, UNIT, recipe, num_steps=100)
     shares = share_pointing_right(told['model']), share_pointing_right(untold['model'])
     assert shares[0] > .95 and .25 < shares[1] < .75, shares
 
@@ -234,11 +234,11 @@ def test_learning_by_heart_is_said(trained, tmp_path):
     recipe = replace(SMOKE, lr=8e-3)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
-        ldm, _ = train(tmp_path/'r', SMALL[:8], steps=160, recipe=recipe, held_out=TEST, init=trained[0].autoencoder)
+        ldm, _ = train(tmp_path/'r', SMALL[:8], steps=400, recipe=recipe, held_out=TEST, init=trained[0].autoencoder)
     said = [str(w.message) for w in caught if 'by heart' in str(w.message)]
     assert any(re.match(r'denoiser: the loss on images held out was lowest at step [\d,]+ and has risen', words) for words in said), said
     best = ldm.card['held_out']['denoiser']
-    assert len(said) == 1 and best["best_step"] < 110 and best['last'] > best['best']
+    assert len(said) == 1 and best["best_step"] < 300 and best['last'] > best['best']
 
 
 def test_held_out_images_must_fit(tmp_path):
