@@ -486,6 +486,15 @@ def _holds_images(what): # a folder or an array, and no model
                          f'./{what} for the folder, or go elsewhere for the model')
     return what.endswith('.npy') or Path(what).is_dir()
 
+def _made(what, data): # of what, and where
+    return dict(what=what, data=data, device=str(default_device()),
+                torch=torch.__version__)
+
+def _is_all(reference):
+    if reference not in ('test', 'all'):
+        raise InputError(f'reference is {shortened(reference)!r}: choose test or all')
+    return reference == 'all'
+
 def _measure_model(what, data, features, seed, skip, dials):
     "The figures of samples of a model."
     ldm = LatentDiffusion.from_pretrained(what)
@@ -516,14 +525,12 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              # of samples, too (default 3, or guidance 2 for a model without a guide)
              autoguidance:float=None,
              skip_unreadable:bool=False, # go on without files that cannot be read
-             # what is compared with: test, the held-out images, or all, as in papers
-             reference:str='test',
+             reference:str='test', # test, the held-out images, or all, as in papers
              no_class_accuracy:bool=False): # train no classifier of the data's classes
     "Measure a model, or images in files, against held-out real images."
     if out:
         _check_file(out, '.json')
-    if reference not in ('test', 'all'):
-        raise InputError(f'reference is {shortened(reference)!r}: choose test or all')
+    everything = _is_all(reference)
     dials = dict(n=n, guidance=guidance, steps=steps, autoguidance=autoguidance)
     dials = {name: value for name, value in dials.items() if value is not None}
     if _holds_images(what):
@@ -531,16 +538,13 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
             raise InputError(f'{listed(dials)} are for a model that draws, and {what} '
                              'holds images: leave them out')
         measure_it = _measure_array if what.endswith('.npy') else _measure_folder
-        result = measure_it(what, data, features, seed, skip_unreadable,
-                            reference == 'all')
+        result = measure_it(what, data, features, seed, skip_unreadable, everything)
     else:
         dials |= dict(reference=reference, class_accuracy=not no_class_accuracy)
         result = _measure_model(what, data, features, seed, skip_unreadable, dials)
     print_report(result)
     if out:
-        made = dict(what=what, data=data, device=str(default_device()),
-                    torch=torch.__version__)
-        write_json(out, result | made)
+        write_json(out, result | _made(what, data))
     return result
 
 # %% ../nbs/a_commands.ipynb #63b85c14

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MOST', 'FEWEST', 'METRICS', 'sqrt_psd', 'frechet_distance', 'mean_cov', 'feature_stats', 'feature_distance',
            'bootstrap_error', 'frechet_influence', 'frechet_error', 'kid', 'kid_subsets', 'kid_error',
-           'precision_recall', 'density_coverage', 'memorisation', 'inception_score', 'cannot_measure', 'measure',
-           'metric_name', 'by_class', 'evaluate', 'reconstruction_figures', 'report', 'print_report',
-           'frechet_infinity']
+           'precision_recall', 'density_coverage', 'memorisation', 'memorisation_error', 'inception_score',
+           'cannot_measure', 'measure', 'metric_name', 'by_class', 'evaluate', 'reconstruction_figures', 'report',
+           'print_report', 'frechet_infinity']
 
 # %% ../nbs/06_evaluation.ipynb #f46b452e
 import time
@@ -171,6 +171,12 @@ def memorisation(samples:Tensor, train:Tensor,
     error = max(by_chance.item()**.5, held_out.std().item()/p/n**.5)
     return 1 - held_out.mean().item()/p, error
 
+def memorisation_error(share, n:int, train:int, test:int)->float: # images of each
+    "Its standard error for a true share of copies, if no two samples share a neighbour."
+    p = test/(train + test) # a sample's neighbour is held out
+    q = p*(1 - share)
+    return (q*(1 - q)/n)**.5/p
+
 # %% ../nbs/06_evaluation.ipynb #22015e4b
 def inception_score(logits:Tensor, # (n, classes)
                     splits=10      # parts; each gives one score, with its own p(y)
@@ -204,14 +210,6 @@ def cannot_measure(n:int,         # images to be judged
                 f'{MIN_IMAGES} images {there}']
     return []
 
-def _first_notes(n, reference, real, features, everything):
-    counts = [len(reference), len(real)]
-    notes = cannot_measure(n, *counts) + [judge_note(reference, features)]
-    if everything:
-        notes.append('the reference holds the training images, as published figures '
-                     'have it: a model that copies them scores well')
-    return [note for note in notes if note]
-
 # %% ../nbs/06_evaluation.ipynb #31d85990
 def _shares(real, fake): # {metric: one number per image}, of equally many rows
     four = *precision_recall(real, fake), *density_coverage(real, fake)
@@ -243,6 +241,15 @@ def measure(x:Tensor, y:Tensor,      # features: images (n, d), reference (m, d)
         result['inception_score'] = score(logits), error
     return result
 
+def _check_share(value, error): # an error if an interval says nothing
+    low, high = value - 1.96*error, value + 1.96*error
+    if high < 0:
+        raise InputError('the samples are nearer to held-out images than to those '
+                         f'trained on ({100*low:.0f} to {100*high:.0f} %)')
+    if low <= 0 and high >= 1:
+        raise InputError('the samples have so few neighbours that anything from 0 to '
+                         '100 % may be copies')
+
 # %% ../nbs/06_evaluation.ipynb #9b457e62
 METRICS = dict(
     frechet_distance='Fréchet distance (lower)', kid='KID (lower)',
@@ -273,22 +280,6 @@ def _share(right): # of bools (n,): (value, standard error)
     return right.mean().item(), (right.std()/len(right)**.5).item()
 
 def _accuracy(logits, labels): return _share(logits.argmax(1) == labels)
-
-def _about(reference, real, sides, everything): # what the first line says
-    (y, _), (other, _), _ = sides
-    whole = f'all {len(y):,} images of {real.name} and {reference.name}'
-    floor_of = f'{reference.name} against {real.name}' if everything else real.name
-    return dict(reference=whole if everything else f'{reference.name}, {len(y)} images',
-                floor_n=len(other), floor_of=floor_of)
-
-def _check_share(value, error): # an error if an interval says nothing
-    low, high = value - 1.96*error, value + 1.96*error
-    if high < 0:
-        raise InputError('the samples are nearer to held-out images than to those '
-                         f'trained on ({100*low:.0f} to {100*high:.0f} %)')
-    if low <= 0 and high >= 1:
-        raise InputError('the samples have so few neighbours that anything from 0 to '
-                         '100 % may be copies')
 
 def _check_labels(labels, n, classes): # as a tensor (n,), or None
     if labels is not None and len(labels) != n:
@@ -356,21 +347,6 @@ def _learned(trained_on, real, reference): # mask of real, or why not; of refere
                 'it is not known which of these images the model was trained on')
     return _mask(mine, real), _mask(theirs, reference)
 
-def _sides(reference, real, n, features, everything): # three of features and labels
-    "What is compared with; the floor's images, and what these are compared with."
-    drawn = reference if everything else real
-    order = torch.randperm(len(drawn), generator=generator(0, 'real'))
-    some = drawn[order[:min(n, MOST)]]
-    levels = level_batches(some, shape=reference.levels.shape[1:])
-    held_out = extract(reference, features), reference.labels
-    floor = extract(levels, features), some.labels
-    if not everything:
-        return held_out, floor, held_out
-    learned = extract(real, features), real.labels
-    labels = [v for v in (held_out[1], learned[1]) if v is not None]
-    labels = torch.cat(labels) if len(labels) == 2 else None
-    return (torch.cat([held_out[0], learned[0]]), labels), floor, learned
-
 # %% ../nbs/06_evaluation.ipynb #573a5ab0
 def _copies(thumbs, real, reference, trained_on, progress): # metric, searched, notes
     "The share of copies, if it can be told; how many images were searched."
@@ -407,6 +383,13 @@ def _exact_copies(hashes, real, reference): # {set: images}, notes
              f'{v.name}' for k, v in sets.items() if counts[k]]
     return counts, notes
 
+def _first_notes(n, reference, real, features, everything):
+    notes = cannot_measure(n, len(reference), len(real))
+    if everything:
+        notes.append('the reference holds the training images, as published figures '
+                     'have it: a model that copies them scores well')
+    return [v for v in (*notes, judge_note(reference, features)) if v]
+
 # %% ../nbs/06_evaluation.ipynb #ac02ccad
 def evaluate(images,              # (n, c, h, w), floats or levels, or batches: judged
              reference:ImageData, # held-out real images: what images are compared with
@@ -432,7 +415,8 @@ def evaluate(images,              # (n, c, h, w), floats or levels, or batches: 
     batches = noted(level_batches(images, shape=shape))
     x, thumbs = extract(batches, (features, 'pixels'), progress=progress)
     labels = _check_labels(labels, len(x), reference.classes)
-    sides = _sides(reference, real, len(x), features, everything)
+    sides, about = compared_sets(reference, real, min(len(x), MOST), features,
+                                 everything)
     clothes = features == 'classifier' and reference.classes == FASHION_CLASSES
     same = reference.classes if real.classes == reference.classes else ()
     metrics, classes = _all_metrics(x, labels, sides, same, clothes, resamples, seed)
@@ -440,8 +424,7 @@ def evaluate(images,              # (n, c, h, w), floats or levels, or batches: 
     if copies:
         metrics |= _with_floor(dict(memorisation=copies), dict(memorisation=(0., 0.)))
     exact, more = _exact_copies(hashes, real, reference)
-    result = _about(reference, real, sides, everything)
-    return result | dict(
+    return about | dict(
         features=features, n=len(x), size=list(shape), dimensions=x.shape[1],
         searched_for_copies=searched, seed=seed, exact_copies=exact,
         metrics={k: metrics[k] for k in METRICS if k in metrics},
@@ -477,6 +460,12 @@ def reconstruction_figures(recon,        # (n, c, h, w) in [-1, 1], or batches o
 def _square_error(a, b): # (n,)
     return (a - b).double().square().mean((1, 2, 3))
 
+def _note_searched(result, ldm):
+    searched, learned = result['searched_for_copies'], ldm.card.get('images', 0)
+    if 0 < searched < learned:
+        result['notes'].append(f'copies were looked for in {searched:,} of the '
+                               f'{learned:,} images that the model was trained on')
+
 # %% ../nbs/06_evaluation.ipynb #1ea56f73
 def _reconstruction(ldm, train, test, n, features, metrics): # {what: value}
     def through(levels): # batches of floats
@@ -487,32 +476,6 @@ def _reconstruction(ldm, train, test, n, features, metrics): # {what: value}
         result['reconstruction_distance'] = feature_distance(
             through(train.levels[rows]), test, features)
     return result
-
-def _add_class_accuracy(result, images, labels, train, test, out):
-    "By a classifier of the training images; real held-out ones are its floor."
-    if labels is None or 'class_accuracy' in result['metrics']:
-        return
-    try:
-        net, card = class_judge(train, out)
-        asked = replace(test, levels=as_levels(images), labels=labels)
-        shares = (_share(are_of_class(net, v, judged_classes(train)))
-                  for v in (asked, test))
-        ours, floor = (dict(class_accuracy=v) for v in shares)
-    except InputError as e:
-        return result['notes'].append(f'class accuracy is left out: {e}')
-    result['metrics'] |= _with_floor(ours, floor)
-    result['classifier'] = card
-    left_out = len(train.classes) - len(judged_classes(train))
-    result['notes'].append(
-        f'class accuracy is told by a classifier of the {card["images"]:,} training '
-        f'images ({card["seconds"]:.0f} s)'
-        + f'; {left_out} classes have too few of them'*bool(left_out))
-
-def _note_searched(result, ldm):
-    searched, learned = result['searched_for_copies'], ldm.card.get('images', 0)
-    if 0 < searched < learned:
-        result['notes'].append(f'copies were looked for in {searched:,} of the '
-                               f'{learned:,} images that the model was trained on')
 
 def _trained_on(ldm, train, test): # as evaluate takes it
     mine, theirs = ldm.trained_on(train), ldm.trained_on(test)
@@ -587,6 +550,26 @@ def _notes(result): # what a reader should know before the numbers
                'the Fréchet distance is bias; read it beside its floor, or read KID')
     if 'frechet_distance' in result['metrics'] and result['floor_n'] < result['n']:
         yield 'the floor is of fewer images: too high for the Fréchet distance'
+
+def _add_class_accuracy(result, images, labels, train, test, out):
+    "By a classifier of the training images; real held-out ones are its floor."
+    if labels is None or 'class_accuracy' in result['metrics']:
+        return
+    try:
+        net, card = class_judge(train, out)
+        asked = replace(test, levels=as_levels(images), labels=labels)
+        shares = (_share(are_of_class(net, v, judged_classes(train)))
+                  for v in (asked, test))
+        ours, floor = (dict(class_accuracy=v) for v in shares)
+    except InputError as e:
+        return result['notes'].append(f'class accuracy is left out: {e}')
+    result['metrics'] |= _with_floor(ours, floor)
+    result['classifier'] = card
+    left_out = len(train.classes) - len(judged_classes(train))
+    result['notes'].append(
+        f'class accuracy is told by a classifier of the {card["images"]:,} training '
+        f'images ({card["seconds"]:.0f} s)'
+        + f'; {left_out} classes have too few of them'*bool(left_out))
 
 # %% ../nbs/06_evaluation.ipynb #bbfb8679
 def _print_classes(rows, most=20): # of by_class: the worst, if they are more

@@ -8,8 +8,8 @@ __all__ = ['EFFNET_SHA256', 'INCEPTION_URL', 'INCEPTION_SHA256', 'VISION', 'MIN_
            'load_effnet', 'effnet_features', 'effnet224_features', 'inception_network', 'inception_features',
            'load_vision', 'prepared_images', 'vision_features', 'dinov2_features', 'clip_features', 'feature_network',
            'level_batches', 'extract', 'class_logits', 'has_effnet', 'default_features', 'judged_classes',
-           'class_judge', 'are_of_class', 'judge_note', 'as_features', 'row_blocks', 'kth_distance', 'nearest',
-           'in_balls', 'nearest_shares', 'FeatureStats', 'merge_processes']
+           'class_judge', 'are_of_class', 'judge_note', 'compared_sets', 'as_features', 'row_blocks', 'kth_distance',
+           'nearest', 'in_balls', 'nearest_shares', 'FeatureStats', 'merge_processes']
 
 # %% ../nbs/a_features.ipynb #af8ca818
 import hashlib, time, warnings
@@ -413,7 +413,7 @@ def class_judge(data:ImageData, # to train on: with labels, not those to be judg
                 seed=0)->tuple: # network, its card
     "A frozen classifier of the `judged_classes` of `data`, trained or found in `out`."
     judged, start = judged_classes(data), time.perf_counter()
-    steps = num_steps or pick(20, 300, 2000)
+    steps = num_steps or pick(20, 500, 2000)
     plan = dict(of=data.fingerprint(), judged=judged.tolist(), steps=steps, seed=seed)
     folder = Path(out)/'classifier' if out else None
     def train(): return train_classifier(_of_classes(data, judged), steps, folder, seed)
@@ -454,6 +454,35 @@ def judge_note(data:ImageData, features=None)->str: # '' if there is nothing to 
         return (f'effnet sees the images of {h} x {w} at 64 x 64: --features '
                 'effnet224 sees more, and takes twelve times as long')
     return ''
+
+# %% ../nbs/a_features.ipynb #b3db3c47
+def compared_sets(reference:ImageData, real:ImageData, # held out; others
+                  n:int,           # images of the floor, at most
+                  features,        # as extract takes it
+                  everything=False # compare with both sets
+                 )->tuple:         # three pairs, and a dict that names them
+    """What is compared with, the floor's images, and what these are compared with.
+
+    Each a pair: features (n, d), and labels (n,) or None.
+    """
+    drawn = reference if everything else real
+    order = torch.randperm(len(drawn), generator=generator(0, 'real'))
+    some = drawn[order[:n]]
+    levels = level_batches(some, shape=reference.levels.shape[1:])
+    held_out = extract(reference, features), reference.labels
+    floor = extract(levels, features), some.labels
+    about = dict(reference=f'{reference.name}, {len(reference)} images',
+                 floor_n=len(some), floor_of=real.name)
+    if not everything:
+        return (held_out, floor, held_out), about
+    learned = extract(real, features), real.labels
+    labelled = reference.labels is not None and real.labels is not None
+    labels = torch.cat([reference.labels, real.labels]) if labelled else None
+    every = torch.cat([held_out[0], learned[0]]), labels
+    about |= dict(reference=f'all {len(every[0]):,} images of {real.name} and '
+                            f'{reference.name}',
+                  floor_of=f'{reference.name} against {real.name}')
+    return (every, floor, learned), about
 
 # %% ../nbs/a_features.ipynb #a982384f
 def as_features(*sets:Tensor, # features (n, d) each, of one width d
