@@ -13,7 +13,7 @@ help:            ## this list
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 .venv/.base: .venv/bin/python settings.ini setup.py constraints.txt
-	$(BIN)/pip install -q -c constraints.txt -e .
+	$(BIN)/pip install -q -c constraints.txt -e '.[eval]'
 	@touch $@
 .venv/.dev: .venv/bin/python settings.ini setup.py constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'

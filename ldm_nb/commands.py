@@ -8,6 +8,7 @@ __all__ = ['command', 'ldm_sample', 'ldm_train', 'ldm_demo', 'ldm_eval', 'ldm_ex
 # %% ../nbs/a_commands.ipynb #65cb8e6e
 import errno, os, re, shutil, sys, warnings
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
@@ -168,41 +169,79 @@ def ldm_sample(# a folder, a shipped name (fashion, fashion-fast) or a Hub id
         print(f'as an array: {npy}')
 
 # %% ../nbs/a_commands.ipynb #c10b695a
-def _train_and_report(out, n=500, skip_unreadable=False, resume=False, **given):
+def _train_and_report(out, resume=False, skip_unreadable=False, **given):
     "Train both stages, leave the model, pictures and report.json in `out`."
-    out = Path(out)
-    run = _as_before(out, resume, given)
-    recipe = _recipe(run['size'], run['lr'])
+    out, n = Path(out), 500
+    run, recipe = _as_before(out, resume, given)
+    init = run['init'] and LatentDiffusion.from_pretrained(run['init'])
+    recipe = _recipe(run, recipe, init)
     _check_outside(out, run['data'])
     _check_file(out/'run.json')
     default_device() # complains before anything is read
-    train, test = load_data(run['data'], run['pixels'], skip_unreadable=skip_unreadable)
+    train, test = load_data(run['data'], parse_size(run['pixels']),
+                            skip_unreadable=skip_unreadable, **_of(run, _DATA))
     _print_data(run['data'], train, test)
     for text in cannot_measure(n, len(test), len(train)):
         print(f'note: {text}. (More pictures, or a part val/ of your own, would do.)')
-    budget = run['minutes'], run['steps'], run['size'], run['seed']
-    source = dict(data=_absolute(run['data']), pixels=run['pixels'])
-    ldm, losses = train_latent_diffusion(train, out, *budget, resume, recipe, source)
-    figures, images = report(ldm, train, test, n)
+    if run['features']:
+        extract(test[:1], run['features']) # complains about an unknown network
+    with _tracking(run, out) as tracking:
+        ldm, losses = train_latent_diffusion(
+            train, out, run['minutes'], run['steps'], run['size'], run['seed'], resume,
+            recipe, _source(run), test, init, run['keep'] or 'both',
+            track=tracking, **_of(run, ('previews', 'save_every')))
+        figures, images = report(ldm, train, test, n, **_of(run, _REPORT))
+        if tracking:
+            tracking.log({f'report/{name}': figure['value']
+                          for name, figure in figures['metrics'].items()})
+    _write_results(out, losses, figures, images)
+    return figures
+
+def _write_results(out, losses, figures, images):
+    "What a run leaves beside its model."
     save_picture(out/'samples.png', image_grid(images[:100], 10))
     save_npy(out/'samples.npy', to_uint8(images))
     with atomic_path(out/'losses.png') as p:
-        plot_losses(losses).savefig(p, format='png')
+        plot_losses(losses, held_out_losses(out)).savefig(p, format='png')
     write_json(out/'report.json', figures)
     print_report(figures)
-    print(f'written to {out}: model/ samples.png samples.npy losses.png report.json')
-    return figures
+    more = [name for name in ('previews/', 'film.gif') if (out/name).exists()]
+    print('written to', out, end=': ')
+    print('model/ samples.png samples.npy losses.png report.json', *more)
+
+# %% ../nbs/a_commands.ipynb #66e046b9
+_RECIPE = 'lr', 'ae_lr', 'batch', 'flip'               # options of a recipe,
+_DATA = ('held_out', 'channels', 'fit', 'cache',       # of the data,
+         'split', 'image', 'label')
+_REPORT = 'features', 'guidance'                       # of the report,
+_RUN = 'init', 'keep', 'save_every', 'previews', 'track' # and of the run
+
+def _of(run, names): # those that are given
+    return {name: run[name] for name in names if run[name] is not None}
+
+def _source(run): # what run.json keeps, so that the run can go on
+    init = run['init']
+    if init and Path(init).exists():
+        init = str(Path(init).resolve())
+    return dict(data=_absolute(run['data']), pixels=run['pixels'], init=init,
+                keep=run['keep'], **_of(run, _DATA))
+
+def _tracking(run, out): # a context: a Tracking, or None
+    return Tracking(run['track'].split(','), out) if run['track'] else nullcontext()
 
 # %% ../nbs/a_commands.ipynb #c181b59e
-def _recipe(size, lr): # of a run
-    if size and size not in SIZES:
+def _recipe(run, before=None, init=None):
+    "Of a run: as it was, else that of its size; with its options, or as `init` has it."
+    size = run['size']
+    if size not in SIZES:
         raise InputError(f'size is {size!r}: choose one of {", ".join(SIZES)}')
-    recipe = RECIPES[size or default_size()]
-    if lr is None:
-        return recipe
-    if not 0 < lr < 1:
-        raise InputError(f'lr is {lr}: expected more than 0 and less than 1')
-    return replace(recipe, lr=lr)
+    changes = _of(run, _RECIPE)
+    for name in 'lr', 'ae_lr':
+        if not 0 < changes.get(name, .5) < 1:
+            raise InputError(f'{name} is {changes[name]}: expected more than 0 and '
+                             'less than 1')
+    recipe = replace(before or RECIPES[size], **changes)
+    return recipe_like(init, recipe, run['keep'] or 'both') if init else recipe
 
 def _absolute(data): # a folder by its full path
     return data if built_in(data) else str(Path(data).resolve())
@@ -219,30 +258,35 @@ def _check_outside(out, data):
 _BUDGETS = dict(smoke=(None, 20), lesson=(5, None), full=(60, None)) # minutes, steps
 
 def _is_there(data):
-    return data.removeprefix('builtin:') in BUILT_IN or Path(data).is_dir()
+    word = data.removeprefix('builtin:')
+    return word in BUILT_IN or word.startswith('hub:') or Path(data).is_dir()
 
-def _as_before(out, resume, given):
+def _as_before(out, resume, given)->tuple: # the run, and its recipe if it is resumed
     "What a run shall be: as given, else as it was if it is resumed, else by default."
-    run = dict(data='fashion', pixels=32, minutes=None, steps=None, size=None, seed=0,
-               lr=None)
+    run = dict(data='fashion', pixels=32, minutes=None, steps=None, size=None, seed=0)
+    run |= dict.fromkeys([*_RECIPE, *_DATA, *_REPORT, *_RUN])
+    recipe = None
     if resume and not (out/'run.json').is_file():
         raise InputError(f'{out} holds no run to go on with: leave out --resume, or '
                          'give the folder of the run (--out)')
     if resume:
         old = read_json(out/'run.json')
-        old = old | old.get('source', {}) | dict(lr=old['recipe']['lr'])
-        run |= {k: v for k, v in old.items() if k in run}
-        if not given['data'] and not _is_there(run['data']):
+        recipe = Recipe(**old['recipe'] | dict(widths=tuple(old['recipe']['widths'])))
+        asked = {k: old.get(k) for k in ('minutes', 'steps', 'size', 'seed', 'data')}
+        run |= {k: v for k, v in (asked | old.get('source', {})).items() if k in run}
+        if not given.get('data') and not _is_there(run['data']):
             raise InputError(f'{out} was trained on {run["data"]}, which is gone: give '
                              'its new place (--data)')
     given = {k: v for k, v in given.items() if v is not None}
     if 'minutes' in given or 'steps' in given: # one of the two
         run |= dict(minutes=None, steps=None)
     run |= given
+    if 'size' in given: # the recipe of that size
+        recipe = None
     run['size'] = run['size'] or default_size()
     if run['minutes'] is None and run['steps'] is None:
         run['minutes'], run['steps'] = _BUDGETS.get(run['size'], (5, None))
-    return run
+    return run, recipe
 
 # %% ../nbs/a_commands.ipynb #29cc3d50
 def _print_data(name, train, test):
@@ -256,28 +300,37 @@ def _print_data(name, train, test):
 
 # %% ../nbs/a_commands.ipynb #7928af55
 @command
-def ldm_train(# fashion (the default), fashion-full or a folder of images
+def ldm_train(# fashion (the default), fashion-full, emoji, a folder or hub:OWNER/NAME
               data:str=None,
-              # new folder for the results, or that of a run to resume
-              out:str='runs/ldm',
+              out:str='runs/ldm', # new folder for the results, or a run's to resume
               minutes:float=None, # wall-clock budget of both stages together
-              # instead of minutes: steps of each stage, for a repeatable run
-              steps:int=None,
-              # smoke, lesson or full: how big the networks are
-              # (default: LDM_SIZE or lesson)
+              steps:int=None, # instead of minutes: steps of each stage (repeatable)
+              # how big the networks are: smoke, lesson (the default, or LDM_SIZE), full
+              # (for a GPU; we never ran it)
               size:str=None,
-              # pixels per side, to which images of a folder are cut and resized
-              # (default: 32)
-              pixels:int=None,
+              pixels:str=None, # 64, or HEIGHTxWIDTH as 96x64 (default: 32)
               seed:int=None, # the same seed and steps, the same model (default: 0)
-              # go on with the run in out: as before, or for longer (--minutes, --steps)
-              resume:bool=False,
-              lr:float=None,     # learning rate of the denoiser (default: the recipe's)
-              skip_unreadable:bool=False): # go on without files that cannot be read
+              resume:bool=False, # go on with the run in out, as before or for longer
+              lr:float=None, # learning rate of the denoiser (default: the recipe's)
+              skip_unreadable:bool=False, # go on without files that cannot be read
+              ae_lr:float=None, # learning rate of the autoencoder (the recipe's)
+              batch:int=None, # images in a step of the denoiser (the recipe's)
+              flip:bool=False, # train on mirrored images, too; samples are not mirrored
+              channels:int=None, # 1 for grey, 3 for colour (default: as the images are)
+              held_out:float=None, # part of a folder that is kept for tests (0.1)
+              fit:str=None, # how images get their size: crop, pad or stretch (crop)
+              cache:str=None, # folder for the resized images, for very many of them
+              split:str=None, # of a data set of the Hub: the part to train on,
+              image:str=None, label:str=None, # and its columns
+              init:str=None, # a trained model to start from: folder, name or Hub id
+              keep:str=None, # of it: both (to train on), autoencoder, only-autoencoder
+              save_every:float=None, # seconds between checkpoints (20)
+              previews:int=None, # pictures of each stage while it learns (10)
+              track:str=None, # trackers that are told: trackio, tensorboard, wandb ...
+              features:str=None, # what judges: classifier, pixels, effnet ...
+              guidance:float=None): # of the samples that are judged
     "Train a latent diffusion model, sample from it and evaluate it."
-    return _train_and_report(out, skip_unreadable=skip_unreadable, resume=resume,
-                             data=data, minutes=minutes, steps=steps, size=size,
-                             pixels=pixels, seed=seed, lr=lr)
+    return _train_and_report(**locals() | dict(flip=flip or None))
 
 # %% ../nbs/a_commands.ipynb #0a0ad08f
 @command
@@ -362,7 +415,7 @@ def _reference(data, side, skip):
         _warn_resized(data, headers, side)
     return load_data(data, side, held_out=.5, skip_unreadable=skip)
 
-def _measure_array(what, data, features, seed, skip):
+def _measure_array(what, data, features, seed, skip, everything):
     "The figures of the images in a `.npy`."
     (n, h, w, c), batches = _array_batches(what)
     train, test = _reference(data, min(h, w), skip)
@@ -371,9 +424,9 @@ def _measure_array(what, data, features, seed, skip):
         raise InputError(f'{what} holds images of {h} x {w} x {c}, {data} has '
                          f'{sides[1]} x {sides[2]} x {sides[0]} (height, width, '
                          'channels): they must agree')
-    return _measure(what, batches, data, train, test, features, seed)
+    return _measure(what, batches, data, train, test, features, seed, everything)
 
-def _measure_folder(what, data, features, seed, skip):
+def _measure_folder(what, data, features, seed, skip, everything):
     "The figures of the pictures in a folder."
     side = _common_side(what) if not built_in(data) else None
     train, test = _reference(data, side, skip) if side else load_data(data)
@@ -386,20 +439,25 @@ def _measure_folder(what, data, features, seed, skip):
     wanted = given.levels.shape[1]
     train = _same_channels(train, wanted, what)
     test = _same_channels(test, wanted, what, warn=False)
-    return _measure(what, given.levels, data, train, test, features, seed)
+    return _measure(what, given.levels, data, train, test, features, seed, everything)
 
 # %% ../nbs/a_commands.ipynb #a1f563bb
 def _is_shipped(name): # by its bare name
     return name in {p.name for p in (PACKAGE/'weights').iterdir()}
 
-def _measure(what, images, data, train, test, features, seed):
+def _print_judge(data, features): # before the work
+    if note := judge_note(data, features):
+        print(f'note: {note}')
+
+def _measure(what, images, data, train, test, features, seed, everything):
     unknown = None
     if not built_in(data):
         unknown = (f'which images of {data} the maker of {what} trained on is not '
                    'known: no share of copies')
+    _print_judge(test, features)
     features = features or default_features(test)
     result = evaluate(images, test, train, None, features, seed=seed, progress=True,
-                      trained_on=unknown)
+                      trained_on=unknown, everything=everything)
     if not result['metrics']:
         raise InputError(f'{what}: {result["notes"][0]}')
     return result
@@ -424,7 +482,10 @@ def _measure_model(what, data, features, seed, skip, dials):
                       value_range=ldm.card.get('value_range'))
     train, test = (_same_channels(part, ldm.autoencoder.image_channels, what, warn)
                    for part, warn in zip(parts, (True, False)))
-    return report(ldm, train, test, features=features or None, seed=seed, **dials)[0]
+    _print_judge(test, features or None)
+    folder = what if (Path(what)/'run.json').is_file() else None
+    return report(ldm, train, test, features=features or None, seed=seed, out=folder,
+                  **dials)[0]
 
 # %% ../nbs/a_commands.ipynb #bab6fa79
 @command
@@ -433,8 +494,8 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              what:str,
              # what it is held against: fashion, fashion-full or a folder
              data:str='fashion',
-             # feature network: classifier, effnet, inception or pixels
-             # (default: what suits the data)
+             # feature network: classifier, effnet, effnet224, inception, pixels, dinov2
+             # or clip; dinov2:FOLDER, clip:FOLDER (default: what suits the data)
              features:str=None,
              n:int=None, # samples to draw from a model (default 500)
              guidance:float=None, # of those samples
@@ -443,10 +504,15 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              out:str=None, # also write the figures to this JSON file
              # of samples, too (default 3, or guidance 2 for a model without a guide)
              autoguidance:float=None,
-             skip_unreadable:bool=False): # go on without files that cannot be read
+             skip_unreadable:bool=False, # go on without files that cannot be read
+             # what is compared with: test, the held-out images, or all, as in papers
+             reference:str='test',
+             no_class_accuracy:bool=False): # train no classifier of the data's classes
     "Measure a model, or images in files, against held-out real images."
     if out:
         _check_file(out, '.json')
+    if reference not in ('test', 'all'):
+        raise InputError(f'reference is {shortened(reference)!r}: choose test or all')
     dials = dict(n=n, guidance=guidance, steps=steps, autoguidance=autoguidance)
     dials = {name: value for name, value in dials.items() if value is not None}
     if _holds_images(what):
@@ -454,8 +520,10 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
             raise InputError(f'{listed(dials)} are for a model that draws, and {what} '
                              'holds images: leave them out')
         measure_it = _measure_array if what.endswith('.npy') else _measure_folder
-        result = measure_it(what, data, features, seed, skip_unreadable)
+        result = measure_it(what, data, features, seed, skip_unreadable,
+                            reference == 'all')
     else:
+        dials |= dict(reference=reference, class_accuracy=not no_class_accuracy)
         result = _measure_model(what, data, features, seed, skip_unreadable, dials)
     print_report(result)
     if out:
@@ -539,8 +607,7 @@ def train_only(data:str='fashion', # fashion, fashion-full or a folder of images
                # instead of minutes: steps of each stage, for a repeatable run
                steps:int=None,
                size:str=None, # smoke, lesson or full (default: LDM_SIZE or lesson)
-               # pixels per side, to which images of a folder are cut and resized
-               pixels:int=32,
+               pixels:str='32', # of images of a folder: 64, or HEIGHTxWIDTH as 96x64
                accumulate:int=1, # parts in which a batch is computed
                seed:int=0, # the same seed and steps, the same model
                resume:bool=False, # continue a run that was interrupted
@@ -551,9 +618,11 @@ def train_only(data:str='fashion', # fashion, fashion-full or a folder of images
     """
     _check_launch()
     _check_outside(out, data)
-    train, _ = load_data(data, pixels, skip_unreadable=skip_unreadable)
-    recipe = replace(_recipe(size, None), accumulate=accumulate)
-    train_latent_diffusion(train, out, minutes, steps, size, seed, resume, recipe)
+    train, test = load_data(data, parse_size(pixels), skip_unreadable=skip_unreadable)
+    recipe = _recipe(dict.fromkeys(_RECIPE) | dict(size=size or default_size()))
+    recipe = replace(recipe, accumulate=accumulate)
+    train_latent_diffusion(train, out, minutes, steps, size, seed, resume, recipe,
+                           held_out=test)
     together = get_accelerator()
     together.wait_for_everyone() # one that left early would take the others with it
     together.end_training()

@@ -11,6 +11,7 @@ __all__ = ['MOST', 'FEWEST', 'METRICS', 'sqrt_psd', 'frechet_distance', 'mean_co
 
 # %% ../nbs/06_evaluation.ipynb #f46b452e
 import time
+from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
@@ -203,6 +204,14 @@ def cannot_measure(n:int,         # images to be judged
                 f'{MIN_IMAGES} images {there}']
     return []
 
+def _first_notes(n, reference, real, features, everything):
+    counts = [len(reference), len(real)]
+    notes = cannot_measure(n, *counts) + [judge_note(reference, features)]
+    if everything:
+        notes.append('the reference holds the training images, as published figures '
+                     'have it: a model that copies them scores well')
+    return [note for note in notes if note]
+
 # %% ../nbs/06_evaluation.ipynb #31d85990
 def _shares(real, fake): # {metric: one number per image}, of equally many rows
     four = *precision_recall(real, fake), *density_coverage(real, fake)
@@ -256,9 +265,30 @@ def _with_floor(values, floor): # {metric: dict(value, error, floor, floor_error
     return {k: dict(value=v, error=e, floor=floor[k][0], floor_error=floor[k][1])
             for k, (v, e) in values.items() if k in floor}
 
-def _accuracy(logits, labels): # (value, standard error)
-    right = (logits.argmax(1) == labels).double()
+def _share(right): # of bools (n,): (value, standard error)
+    if len(right) < FEWEST:
+        raise InputError(f'it needs {FEWEST} images of its classes, here are '
+                         f'{len(right)}')
+    right = right.double()
     return right.mean().item(), (right.std()/len(right)**.5).item()
+
+def _accuracy(logits, labels): return _share(logits.argmax(1) == labels)
+
+def _about(reference, real, sides, everything): # what the first line says
+    (y, _), (other, _), _ = sides
+    whole = f'all {len(y):,} images of {real.name} and {reference.name}'
+    floor_of = f'{reference.name} against {real.name}' if everything else real.name
+    return dict(reference=whole if everything else f'{reference.name}, {len(y)} images',
+                floor_n=len(other), floor_of=floor_of)
+
+def _check_share(value, error): # an error if an interval says nothing
+    low, high = value - 1.96*error, value + 1.96*error
+    if high < 0:
+        raise InputError('the samples are nearer to held-out images than to those '
+                         f'trained on ({100*low:.0f} to {100*high:.0f} %)')
+    if low <= 0 and high >= 1:
+        raise InputError('the samples have so few neighbours that anything from 0 to '
+                         '100 % may be copies')
 
 def _check_labels(labels, n, classes): # as a tensor (n,), or None
     if labels is not None and len(labels) != n:
@@ -286,23 +316,27 @@ def by_class(x:Tensor, labels:Tensor,         # features (n, d) and labels of th
                          kid_floor_error=score(kid_error, c, b)))
     return rows
 
-def _all_metrics(x, labels, y, reference, other, some, features, resamples, seed):
+def _all_metrics(x, labels, sides, classes, clothes, resamples, seed):
     "Metrics with their floors, and by_class where it can be had."
-    clothes = features == 'classifier' and reference.classes == FASHION_CLASSES
+    (y, y_labels), (other, other_labels), (theirs, their_labels) = sides
     logits, real_logits = (class_logits(v) if clothes else None for v in (x, other))
     metrics = _with_floor(measure(x, y, logits, resamples, seed),
-                          measure(other, y, real_logits, resamples, seed))
-    known = labels is not None and reference.labels is not None
-    if not metrics or not known:
+                          measure(other, theirs, real_logits, resamples, seed))
+    if not metrics or labels is None or y_labels is None:
         return metrics, {}
-    if clothes:
+    if clothes: # the floor is of held-out images
+        held_out, known = sides[theirs is not y]
+        floor = _accuracy(class_logits(held_out), known)
         ours = _accuracy(logits, labels)
-        floor = _accuracy(class_logits(y), reference.labels)
         metrics |= _with_floor(dict(class_accuracy=ours), dict(class_accuracy=floor))
-    if some.labels is None or some.classes != reference.classes:
+    if other_labels is None or not classes:
         return metrics, {}
-    return metrics, dict(by_class=by_class(x, labels, y, reference.labels, other,
-                                           some.labels, reference.classes))
+    def rows(*given): return by_class(x, labels, *given, other, other_labels, classes)
+    shown = rows(y, y_labels)
+    if theirs is not y:
+        shown = [a | {k: b[k] for k in ('kid_floor', 'kid_floor_error')}
+                 for a, b in zip(shown, rows(theirs, their_labels))]
+    return metrics, dict(by_class=shown)
 
 # %% ../nbs/06_evaluation.ipynb #3c2567d9
 def _mask(rows, data): # (n,), bool; or a text
@@ -321,6 +355,21 @@ def _learned(trained_on, real, reference): # mask of real, or why not; of refere
         mine = (torch.ones(len(real)).bool() if published else
                 'it is not known which of these images the model was trained on')
     return _mask(mine, real), _mask(theirs, reference)
+
+def _sides(reference, real, n, features, everything): # three of features and labels
+    "What is compared with; the floor's images, and what these are compared with."
+    drawn = reference if everything else real
+    order = torch.randperm(len(drawn), generator=generator(0, 'real'))
+    some = drawn[order[:min(n, MOST)]]
+    levels = level_batches(some, shape=reference.levels.shape[1:])
+    held_out = extract(reference, features), reference.labels
+    floor = extract(levels, features), some.labels
+    if not everything:
+        return held_out, floor, held_out
+    learned = extract(real, features), real.labels
+    labels = [v for v in (held_out[1], learned[1]) if v is not None]
+    labels = torch.cat(labels) if len(labels) == 2 else None
+    return (torch.cat([held_out[0], learned[0]]), labels), floor, learned
 
 # %% ../nbs/06_evaluation.ipynb #573a5ab0
 def _copies(thumbs, real, reference, trained_on, progress): # metric, searched, notes
@@ -343,18 +392,12 @@ def _copies(thumbs, real, reference, trained_on, progress): # metric, searched, 
         sets = [extract(v, 'pixels', progress=progress) for v in sets]
         found = memorisation(thumbs[:MOST], *sets)
         _check_share(*found)
+        if max(reference.levels.shape[2:]) > 32: # bench/copies.py
+            notes.append('copies were looked for in thumbnails of 8 x 8 pixels: one '
+                         'that is moved or recoloured may be missed')
         return found, len(sets[0]), notes
     except InputError as e:
         return None, 0, [*notes, f'copies were not looked for: {e}']
-
-def _check_share(value, error): # an error if an interval says nothing
-    low, high = value - 1.96*error, value + 1.96*error
-    if high < 0:
-        raise InputError('the samples are nearer to held-out images than to those '
-                         f'trained on ({100*low:.0f} to {100*high:.0f} %)')
-    if low <= 0 and high >= 1:
-        raise InputError('the samples have so few neighbours that anything from 0 to '
-                         '100 % may be copies')
 
 def _exact_copies(hashes, real, reference): # {set: images}, notes
     "How many images are, level for level, images of one of the sets."
@@ -372,7 +415,9 @@ def evaluate(images,              # (n, c, h, w), floats or levels, or batches: 
              features='classifier', resamples=100, seed=0, progress=False,
              # bools for real, or for (real, reference): which the model was trained on;
              # or a text: why that is not known; by default all real of Fashion-MNIST
-             trained_on=None)->dict:
+             trained_on=None,
+             # compare with both sets; the floor is of reference against real
+             everything=False)->dict:
     """Every metric of `METRICS` with standard error and floor, in the named network.
 
     Both sets are real. The floor is that of as many of `real`. With labels, each class
@@ -384,27 +429,24 @@ def evaluate(images,              # (n, c, h, w), floats or levels, or batches: 
             yield b
     if isinstance(images, Tensor):
         _check_labels(labels, len(images), reference.classes)
-    order = torch.randperm(len(real), generator=generator(0, 'real'))
     batches = noted(level_batches(images, shape=shape))
     x, thumbs = extract(batches, (features, 'pixels'), progress=progress)
     labels = _check_labels(labels, len(x), reference.classes)
-    some = real[order[:min(len(x), MOST)]]
-    y = extract(reference, features)
-    other = extract(level_batches(some, shape=shape), features)
-    metrics, classes = _all_metrics(x, labels, y, reference, other, some,
-                                    features, resamples, seed)
+    sides = _sides(reference, real, len(x), features, everything)
+    clothes = features == 'classifier' and reference.classes == FASHION_CLASSES
+    same = reference.classes if real.classes == reference.classes else ()
+    metrics, classes = _all_metrics(x, labels, sides, same, clothes, resamples, seed)
     copies, searched, notes = _copies(thumbs, real, reference, trained_on, progress)
     if copies:
         metrics |= _with_floor(dict(memorisation=copies), dict(memorisation=(0., 0.)))
     exact, more = _exact_copies(hashes, real, reference)
-    result = dict(features=features, n=len(x), size=list(shape),
-                  reference=f'{reference.name}, {len(reference)} images',
-                  dimensions=x.shape[1], floor_n=len(other), floor_of=real.name,
-                  searched_for_copies=searched, seed=seed)
-    return result | dict(metrics={k: metrics[k] for k in METRICS if k in metrics},
-                         notes=cannot_measure(len(x), len(y), len(real)) + notes + more,
-                         exact_copies=exact,
-                         images_for_shares=min(len(x), len(y), MOST), **classes)
+    result = _about(reference, real, sides, everything)
+    return result | dict(
+        features=features, n=len(x), size=list(shape), dimensions=x.shape[1],
+        searched_for_copies=searched, seed=seed, exact_copies=exact,
+        metrics={k: metrics[k] for k in METRICS if k in metrics},
+        notes=_first_notes(len(x), reference, real, features, everything) + notes + more,
+        images_for_shares=min(len(x), len(sides[0][0]), MOST), **classes)
 
 # %% ../nbs/06_evaluation.ipynb #b330d88a
 @torch.no_grad()
@@ -446,6 +488,32 @@ def _reconstruction(ldm, train, test, n, features, metrics): # {what: value}
             through(train.levels[rows]), test, features)
     return result
 
+def _add_class_accuracy(result, images, labels, train, test, out):
+    "By a classifier of the training images; real held-out ones are its floor."
+    if labels is None or 'class_accuracy' in result['metrics']:
+        return
+    try:
+        net, card = class_judge(train, out)
+        asked = replace(test, levels=as_levels(images), labels=labels)
+        shares = (_share(are_of_class(net, v, judged_classes(train)))
+                  for v in (asked, test))
+        ours, floor = (dict(class_accuracy=v) for v in shares)
+    except InputError as e:
+        return result['notes'].append(f'class accuracy is left out: {e}')
+    result['metrics'] |= _with_floor(ours, floor)
+    result['classifier'] = card
+    left_out = len(train.classes) - len(judged_classes(train))
+    result['notes'].append(
+        f'class accuracy is told by a classifier of the {card["images"]:,} training '
+        f'images ({card["seconds"]:.0f} s)'
+        + f'; {left_out} classes have too few of them'*bool(left_out))
+
+def _note_searched(result, ldm):
+    searched, learned = result['searched_for_copies'], ldm.card.get('images', 0)
+    if 0 < searched < learned:
+        result['notes'].append(f'copies were looked for in {searched:,} of the '
+                               f'{learned:,} images that the model was trained on')
+
 def _trained_on(ldm, train, test): # as evaluate takes it
     mine, theirs = ldm.trained_on(train), ldm.trained_on(test)
     older = str(ldm.card.get('data', '')) # all that an older model knows
@@ -455,11 +523,17 @@ def _trained_on(ldm, train, test): # as evaluate takes it
 
 # %% ../nbs/06_evaluation.ipynb #e8eb01a3
 def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features=None,
-           guidance=None, steps=None, seed=0, autoguidance=None)->tuple: # (dict, images)
+           guidance=None, steps=None, seed=0, autoguidance=None,
+           reference='test',    # or all: the training images as well
+           class_accuracy=True, # train a classifier for it, where there are classes
+           out=None             # the folder of the run: keeps that classifier
+          )->tuple:             # (dict, images)
     """Sample `n` images and measure them, the autoencoder and the speed.
 
     Classes are drawn as often as they are in `train`. `InputError`, before sampling,
     if model, data and network do not fit."""
+    if reference not in ('test', 'all'):
+        raise InputError(f'reference is {shortened(reference)!r}: choose test or all')
     n, shape = whole('n', n, FEWEST), (ldm.autoencoder.image_channels, *ldm.image_size)
     wanted = tuple(test.levels.shape[1:])
     if shape != wanted:
@@ -476,11 +550,11 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
                         steps=steps, seed=seed, progress=True)
     seconds = time.perf_counter() - start
     result = evaluate(images, test, train, labels, features, seed=seed, progress=True,
-                      trained_on=_trained_on(ldm, train, test))
-    searched, learned = result['searched_for_copies'], ldm.card.get('images', 0)
-    if 0 < searched < learned:
-        result['notes'].append(f'copies were looked for in {searched:,} of the '
-                               f'{learned:,} images that the model was trained on')
+                      trained_on=_trained_on(ldm, train, test),
+                      everything=reference == 'all')
+    if class_accuracy:
+        _add_class_accuracy(result, images, labels, train, test, out)
+    _note_searched(result, ldm)
     recon = _reconstruction(ldm, train, test, n, features, result['metrics'])
     result |= dict(reconstruction=recon, guidance=how['guidance'],
                    autoguidance=how['autoguidance'], sampling=how,

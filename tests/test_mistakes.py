@@ -326,7 +326,7 @@ OPTIONS = {
     'ldm_train': (['--steps', '1', '--size', 'smoke', '--out', 'r', '--data', 'data'],
                   ['--data', '--out', '--minutes', '--steps', '--size', '--pixels', '--seed', '--lr']),
     'ldm_eval': (['few.npy', '--features', 'pixels'],
-                 ['what', '--data', '--features', '--n', '--guidance', '--steps', '--seed', '--out']),
+                 ['what', '--data', '--features', '--n', '--guidance', '--steps', '--seed', '--out', '--reference']),
     'ldm_export': (['fashion', '--to', 'onnx', '--out', 'data'], ['model', '--to', '--guidance', '--steps']),
     'ldm_demo': (['--steps', '1', '--size', 'none'], ['--out', '--minutes', '--size', '--seed', '--steps']),
 }
