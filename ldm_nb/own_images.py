@@ -444,13 +444,14 @@ def _rows(rows)->str: # a Markdown table, without the parts of table that need I
     lines = [list(rows[0]), ['---']*len(rows[0]), *(row.values() for row in rows)]
     return '\n'.join(f'| {" | ".join(map(str, line))} |' for line in lines)
 
+def _in_a_row(v): return json.dumps(v) if isinstance(v, dict) else f'{v:,}'
+
 def _training_rows(card):
     for name, value in card.items():
         if name in ('recipe', 'class_counts'):
             value = json.dumps(value)
         if isinstance(value, dict):
-            value = ', '.join(f'{k} {json.dumps(v) if isinstance(v, dict) else f"{v:,}"}'
-                              for k, v in value.items())
+            value = ', '.join(f'{k} {_in_a_row(v)}' for k, v in value.items())
         yield {'training': name.replace('_', ' '), 'was': value}
 
 def _figure_rows(report):
