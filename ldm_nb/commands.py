@@ -183,23 +183,31 @@ def _train_and_report(out, resume=False, skip_unreadable=False, **given):
     _print_data(run['data'], train, test)
     if not (resume or init or given.get('size')) and run['size'] == 'lesson':
         recipe = _recipe(run, _suited(run, train))
+    _check_judge(run, train, test, n)
+    with _tracking(run, out) as tracking:
+        ldm, losses = train_latent_diffusion(
+            train, out, run['minutes'], run['steps'], run['size'], run['seed'], resume,
+            recipe, _source(run), test, init, run['keep'] or 'both',
+            track=tracking, **_of(run, ('previews', 'save_every')))
+        figures, images = report(ldm, train, test, n, out=out,
+                                 **_of(run, _REPORT))
+        if tracking:
+            tracking.log({f'report/{name}': figure['value']
+                          for name, figure in figures['metrics'].items()})
+    _write_results(out, losses, figures, images)
+    return figures
+
+# %% ../nbs/a_commands.ipynb #aba78e79
+def _check_judge(run, train, test, n):
+    "Says before training what the report will not see. `InputError` for a bad wish."
     for text in cannot_measure(n, len(test), len(train)):
         print(f'note: {text}. (More pictures, or a part val/ of your own, would do.)')
     if not math.isfinite(run['guidance'] or 0):
         raise InputError(f'guidance is {run["guidance"]}: expected a number')
     if run['features']:
         extract(test[:1], run['features']) # complains about an unknown network
-    with _tracking(run, out) as tracking:
-        ldm, losses = train_latent_diffusion(
-            train, out, run['minutes'], run['steps'], run['size'], run['seed'], resume,
-            recipe, _source(run), test, init, run['keep'] or 'both',
-            track=tracking, **_of(run, ('previews', 'save_every')))
-        figures, images = report(ldm, train, test, n, **_of(run, _REPORT))
-        if tracking:
-            tracking.log({f'report/{name}': figure['value']
-                          for name, figure in figures['metrics'].items()})
-    _write_results(out, losses, figures, images)
-    return figures
+    if note := judge_note(test, run['features']):
+        print(f'note: {note}')
 
 def _write_results(out, losses, figures, images):
     "What a run leaves beside its model."

@@ -356,7 +356,7 @@ def _suits(shape, n, minutes, gpu)->list: # of (settings, why)
         (dict(ae_batch=8, ae_share=.35),
          'batches of 8 for the autoencoder: its steps count, not its images'),
         (dict(flip=True, dropout=.1) if few else {},
-         f'{n:,} images: ' + ('few, so mirrored ones help (the network is told: samples '
+         f'{n:,} images: ' + ('few: mirrored ones help (the network is told, samples '
          'are not mirrored), and dropout' if few else 'enough without flips, dropout')),
         (dict(ema_decay=.998) if long else {},
          f'an average over {500 if long else 100} steps: longer in a longer run'),
