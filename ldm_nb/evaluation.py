@@ -368,7 +368,7 @@ def _copies(thumbs, real, reference, trained_on, progress): # metric, searched, 
         sets = [extract(v, 'pixels', progress=progress) for v in sets]
         found = memorisation(thumbs[:MOST], *sets)
         _check_share(*found)
-        if max(reference.levels.shape[2:]) > 32: # bench/copies.py
+        if max(reference.levels.shape[2:]) > 32:
             notes.append('copies were looked for in thumbnails of 8 x 8 pixels: one '
                          'that is moved or recoloured may be missed')
         return found, len(sets[0]), notes
