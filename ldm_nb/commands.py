@@ -204,6 +204,8 @@ def _check_judge(run, train, test, n):
         print(f'note: {text}. (More pictures, or a part val/ of your own, would do.)')
     if not math.isfinite(run['guidance'] or 0):
         raise InputError(f'guidance is {run["guidance"]}: expected a number')
+    if run['reference'] not in (None, 'test', 'all'):
+        raise InputError(f'reference is {run["reference"]!r}: choose test or all')
     if run['features']:
         extract(test[:1], run['features']) # complains about an unknown network
     if note := judge_note(test, run['features']):
@@ -225,7 +227,7 @@ def _write_results(out, losses, figures, images):
 _RECIPE = 'lr', 'ae_lr', 'batch', 'flip'               # options of a recipe,
 _DATA = ('held_out', 'channels', 'fit', 'cache',       # of the data,
          'split', 'image', 'label')
-_REPORT = 'features', 'guidance'                       # of the report,
+_REPORT = 'features', 'guidance', 'reference'          # of the report,
 _RUN = 'init', 'keep', 'save_every', 'previews', 'track' # and of the run
 
 def _of(run, names): # those that are given
@@ -347,6 +349,7 @@ def ldm_train(# fashion (the default), fashion-full, emoji, a folder or hub:OWNE
               previews:int=None, # pictures of each stage while it learns (10)
               track:str=None, # trackers that are told: trackio, tensorboard, wandb ...
               features:str=None, # what judges: classifier, pixels, effnet ...
+              reference:str=None, # it is held against: test (the default) or all
               guidance:float=None): # of the samples that are judged
     "Train a latent diffusion model, sample from it and evaluate it."
     return _train_and_report(**locals() | dict(flip=flip or None))

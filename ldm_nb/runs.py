@@ -288,7 +288,7 @@ def _sizes(autoencoder, model=None): # of networks that are there, as a recipe h
     if isinstance(autoencoder, VAE):
         made = autoencoder.config
         sizes |= {name: made[name] for name in ('encoder_depth', 'decoder_depth')}
-        sizes |= dict(ae_width=made['width'])
+        sizes |= dict(ae_width=made['width'], resize=made.get('resize', False))
     if model is not None:
         made = model.ema.config
         sizes |= dict(widths=tuple(made['widths']), blocks=made['blocks'],
@@ -763,7 +763,7 @@ def _changed(images, vae, stats, recipe)->dict:
         x = change_images(images.levels[i].to(default_device()), changes, recipe.shift)
         return stats.normalize(vae.encode(as_floats(x)))
     def mask(i, changes):
-        return content_mask(images.content[i], sides, changes, recipe.shift, recipe.f)
+        return changed_mask(images.content[i], sides, changes, recipe.shift, recipe.f)
     if recipe.flip or recipe.shift: how['encode'] = encode
     if images.content is not None: how['mask'] = mask
     return how

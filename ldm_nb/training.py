@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'SAMPLING', 'FORMAT', 'Recipe', 'train_autoencoder', 'train_denoiser', 'LatentDiffusion', 'paired',
-           'verdict', 'kept_for_backward', 'random_changes', 'change_images', 'content_mask']
+           'verdict', 'kept_for_backward', 'random_changes', 'change_images', 'changed_mask']
 
 # %% ../nbs/05_training.ipynb #527229fb
 import copy, hashlib, json, math, shutil, sys, uuid
@@ -84,7 +84,7 @@ def train_autoencoder(images:Tensor, # (n, c, h, w), padded: floats or uint8 lev
                       recipe:Recipe,
                       seed=0,
                       init:VAE|None=None, # whose weights it starts from
-                      content:Tensor|None=None, # (n, 4), what counts: content_mask
+                      content:Tensor|None=None, # (n, 4), what counts: changed_mask
                       **budget):     # num_steps or seconds, checkpoint
     "Stage one: a `VAE` on images. Returns what `fit` does."
     torch.manual_seed(seed_for(seed, 'autoencoder'))
@@ -98,7 +98,7 @@ def train_autoencoder(images:Tensor, # (n, c, h, w), padded: floats or uint8 lev
         changes = random_changes(len(i), recipe)
         x, mask = change_images(x, changes, recipe.shift), None
         if content is not None:
-            mask = content_mask(content[i], x.shape[-2:], changes, recipe.shift)
+            mask = changed_mask(content[i], x.shape[-2:], changes, recipe.shift)
         error = _within(mask, recipe.edge_weight)
         return vae_loss(model, as_floats(x), recipe.kl_weight, reconstruction=error)
     return fit(vae, loss, len(images), recipe.ae_batch, recipe.ae_lr, seed=seed,
@@ -278,19 +278,13 @@ def change_images(images:Tensor,      # (b, c, h, w)
     return images[each, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 # %% ../nbs/05_training.ipynb #97275853
-def content_mask(content:Tensor,      # (b, 4): top, left, height, width of the picture
+def changed_mask(content:Tensor,      # (b, 4): top, left, height, width of the picture
                  sides:tuple,         # height and width of the padded images
                  changes:Tensor|None=None, shift=0, # as for change_images
                  f=1                  # pixels of a position, along a side
                 )->Tensor:            # (b, 1, h/f, w/f), 1 where the picture is, else 0
-    "Where a picture is inside its padding; a position of which it has a part counts."
-    def inside(first, length, n): # (b, n)
-        places = torch.arange(n)
-        return (places >= first[:, None]) & (places < (first + length)[:, None])
-    top, left, height, width = content.long().unbind(1)
-    rows, columns = inside(top, height, sides[0]), inside(left, width, sides[1])
-    mask = (rows[:, None, :, None] & columns[:, None, None, :]).float()
-    return F.max_pool2d(change_images(mask, changes, shift), f)
+    "`content_mask` of images that were changed; a position that holds a part counts."
+    return F.max_pool2d(change_images(content_mask(content, sides), changes, shift), f)
 
 def _within(mask=None, edge_weight=0.): # an error of reconstructions, where mask is 1
     def error(x, target):

@@ -19,7 +19,7 @@ from ldm_nb.denoiser import UNet, diffusion_loss, guided, sample_chain
 from ldm_nb.forward import Schedule
 from ldm_nb.loop import fit, plot_losses
 from ldm_nb.runs import Tracking, for_classes, held_out_losses, recipe_like, rises, train_latent_diffusion
-from ldm_nb.training import RECIPES, LatentDiffusion, change_images, content_mask, random_changes, train_denoiser
+from ldm_nb.training import RECIPES, LatentDiffusion, change_images, changed_mask, random_changes, train_denoiser
 from ldm_nb.vae import LatentStats, VAE, vae_loss
 from ldm_nb.autoencoder import clipped_mse
 
