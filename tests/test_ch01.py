@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ldm_nb.autoencoder import (AutoEncoder, clipped_mse, load_classifier, perceptual_distance,
+from ldm_nb.autoencoder import (AutoEncoder, Decoder, clipped_mse, load_classifier, perceptual_distance,
                                 ssim)
 from ldm_nb.core import InputError, PACKAGE, generator, read_json
 from ldm_nb.data import fashion_mnist, pad_images
@@ -83,3 +83,31 @@ def test_the_stored_sweep_is_whole():
     rows = read_json(PACKAGE/'results'/'sweep.json')['rows']
     assert {r['numbers'] for r in rows} == {64, 256, 1024} and len(rows) == 9
     assert {(r['steps'], r['seed'], r['width']//r['f']) for r in rows} == {(2500, 0, 16)}
+
+
+@pytest.mark.parametrize('f', [2, 4, 8])
+def test_a_flat_latent_becomes_a_flat_picture(f):
+    "With resize-convolutions whatever the weights; a pixel shuffle makes tiles."
+    spread = {}
+    for resize in True, False:
+        torch.manual_seed(0)
+        decoder = Decoder(f, 4, 32, 1, 3, resize=resize)
+        image = decoder(torch.randn(1, 4, 1, 1).expand(1, 4, 12, 12)).detach()
+        assert image.shape == (1, 3, 12*f, 12*f)
+        inside = image[..., 5*f:-5*f, 5*f:-5*f]
+        spread[resize] = inside.std((2, 3)).max().item()
+    assert spread[True] < 1e-5 < 1e-2 < spread[False]
+
+
+def test_weighed_edges_add_the_error_of_differences():
+    x, y = torch.rand(2, 2, 3, 8, 8)*1.8 - .9
+    e = (x - y).double()
+    down, across = (e[:, :, 1:] - e[:, :, :-1]).square().mean(), (e[..., 1:] - e[..., :-1]).square().mean()
+    assert clipped_mse(x, y, .5).item() == pytest.approx((e.square().mean() + .5*(down + across)).item(), rel=1e-5)
+    assert clipped_mse(x, y) == torch.nn.functional.mse_loss(x, y)
+
+
+@pytest.mark.parametrize('f', [1, 3, 6])
+def test_resize_doubles(f):
+    with pytest.raises(InputError, match='choose 2, 4, 8 or 16'):
+        AutoEncoder(f, resize=True)

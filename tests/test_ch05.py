@@ -3,7 +3,9 @@ import pytest
 import torch
 
 from ldm_nb.core import InputError
+from ldm_nb.data import pad_images
 from ldm_nb.training import RECIPES, LatentDiffusion, Recipe, paired, verdict
+from ldm_nb.vae import VAE
 
 
 @pytest.fixture(scope='module')
@@ -52,3 +54,23 @@ def test_paired_is_scipys_interval():
         assert abs(mean - sum(d)/n) < 1e-9 and abs(2*half - (high - low)) < 1e-3*(high - low)
     with pytest.raises(InputError, match='2 to 8'): paired({1: 1.}, {1: 2.})
     assert [verdict(*v) for v in ((-2, 1), (2, 1), (1, 2))] == ['lower', 'higher', 'not told apart']
+
+
+@pytest.mark.parametrize('shape, n, f, latents, flip', [
+    ((1, 28, 28), 10_000, 4, 4, False), ((3, 32, 32), 3_420, 4, 4, False), ((3, 64, 64), 6_800, 8, 8, False),
+    ((3, 64, 64), 300, 8, 8, True), ((3, 96, 64), 200, 8, 8, True), ((3, 128, 128), 200_000, 8, 8, False),
+    ((1, 64, 64), 5_000, 8, 8, False)])
+def test_the_recipe_follows_the_data(shape, n, f, latents, flip):
+    "What it chooses makes a network that takes such images."
+    recipe, why = Recipe.for_data(shape, n, minutes=8, device='cpu', reasons=True)
+    assert (recipe.f, recipe.latent_channels, recipe.flip) == (f, latents, flip)
+    assert recipe.resize == (shape != (1, 28, 28)) and all(isinstance(text, str) for text in why)
+    vae = VAE(recipe.f, recipe.latent_channels, recipe.ae_width, image_channels=shape[0], resize=recipe.resize)
+    x = pad_images(torch.zeros(1, *shape), 2*recipe.f)
+    assert vae(x).shape == x.shape
+
+
+@pytest.mark.parametrize('shape', [(64, 64), (4, 64, 64), (3, 0, 64)])
+def test_a_shape_that_is_none(shape):
+    with pytest.raises(InputError, match='expected \\(c, h, w\\)'):
+        Recipe.for_data(shape, 100)
