@@ -27,7 +27,7 @@ from ldm_nb.data import _emoji_pictures, emoji_table, load_data, proportional_la
 from ldm_nb.evaluation import frechet_distance, kid, kid_error, mean_cov
 from ldm_nb.features import extract
 from ldm_nb.own_images import mesh_ratio
-from ldm_nb.runs import train_latent_diffusion
+from ldm_nb.runs import recipe_like, train_latent_diffusion
 from ldm_nb.training import LatentDiffusion, Recipe
 from peers import course_unet, ddim, noise_loss, parameters, train
 
@@ -106,7 +106,7 @@ def ours(name, train, test, spec):
     recipe, why = Recipe.for_data(train.levels.shape[1:], len(train), minutes=spec['minutes'], reasons=True)
     init = RUNS/spec['init']/'run'/'model' if 'init' in spec else None
     began = time.perf_counter()
-    ldm, losses = train_latent_diffusion(train, RUNS/name/'run', minutes=spec['minutes'], recipe=None if init else recipe, held_out=test, init=init)
+    ldm, losses = train_latent_diffusion(train, RUNS/name/'run', minutes=spec['minutes'], recipe=recipe_like(init, recipe) if init else recipe, held_out=test, init=init)
     steps = {stage: len(v) for stage, v in losses.items()}
     labels = proportional_labels(train.counts, SAMPLES)
     facts = dict(steps=steps, seconds_per_step={k: v/max(steps[k], 1) for k, v in ldm.card['seconds'].items()}, parameters=parameters(ldm.autoencoder, ldm.ema),

@@ -181,8 +181,8 @@ def _train_and_report(out, resume=False, skip_unreadable=False, **given):
     train, test = load_data(run['data'], parse_size(run['pixels']),
                             skip_unreadable=skip_unreadable, **_of(run, _DATA))
     _print_data(run['data'], train, test)
-    if not (resume or init or given.get('size')) and run['size'] == 'lesson':
-        recipe = _recipe(run, _suited(run, train))
+    if not (resume or given.get('size')) and run['size'] == 'lesson':
+        recipe = _recipe(run, _suited(run, train), init)
     _check_judge(run, train, test, n)
     with _tracking(run, out) as tracking:
         ldm, losses = train_latent_diffusion(
