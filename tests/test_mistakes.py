@@ -325,7 +325,7 @@ OPTIONS = {
                    ['model', '--n', '--label', '--guidance', '--steps', '--seed', '--out', '--npy', '--autoguidance', '--sampler', '--spacing', '--negative']),
     'ldm_train': (['--steps', '1', '--size', 'smoke', '--out', 'r', '--data', 'data'],
                   ['--data', '--out', '--minutes', '--steps', '--size', '--pixels', '--seed', '--lr',
-                   '--held-out', '--init', '--track', '--previews', '--features', '--reference', '--batch', '--fit', '--keep']),
+                   '--held-out', '--init', '--track', '--previews']),
     'ldm_eval': (['few.npy', '--features', 'pixels'],
                  ['what', '--data', '--features', '--n', '--guidance', '--steps', '--seed', '--out', '--reference']),
     'ldm_export': (['fashion', '--to', 'onnx', '--out', 'data'], ['model', '--to', '--guidance', '--steps']),
