@@ -413,7 +413,7 @@ def class_judge(data:ImageData, # to train on: with labels, not those to be judg
                 seed=0)->tuple: # network, its card
     "A frozen classifier of the `judged_classes` of `data`, trained or found in `out`."
     judged, start = judged_classes(data), time.perf_counter()
-    steps = num_steps or pick(20, 500, 2000)
+    steps = num_steps or pick(20, 300, 2000)
     plan = dict(of=data.fingerprint(), judged=judged.tolist(), steps=steps, seed=seed)
     folder = Path(out)/'classifier' if out else None
     def train(): return train_classifier(_of_classes(data, judged), steps, folder, seed)
@@ -455,7 +455,7 @@ def judge_note(data:ImageData, features=None)->str: # '' if there is nothing to 
                 'effnet224 sees more, and takes twelve times as long')
     return ''
 
-# %% ../nbs/a_features.ipynb #b3db3c47
+# %% ../nbs/a_features.ipynb #dbabafce
 def compared_sets(reference:ImageData, real:ImageData, # held out; others
                   n:int,           # images of the floor, at most
                   features,        # as extract takes it
