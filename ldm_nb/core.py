@@ -401,6 +401,8 @@ def progress_bar(iterable=None, every=30., # seconds between lines, if nobody wa
                  **kwargs): # of tqdm
     "A bar of tqdm; in a log, a line now and then instead of a redrawn one."
     from tqdm import tqdm
+    if not kwargs.get('disable', True): # or it would overrule TQDM_DISABLE
+        del kwargs['disable']
     if not is_watched():
         kwargs |= dict(file=_Lines(), mininterval=every, maxinterval=float('inf'),
                        delay=every, ascii=True)

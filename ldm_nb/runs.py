@@ -566,11 +566,9 @@ def _padded(data, multiple, most=None):
     if most and len(data) > most:
         rows = torch.randperm(len(data), generator=generator('held out'))[:most]
         data = data[rows.sort().values]
-    levels, content = pad_images(data.levels, multiple), getattr(data, 'content', None)
+    levels, content = pad_images(data.levels, multiple), data.content
     if content is not None:
-        top, left = ((big - small)//2 for big, small in
-                     zip(levels.shape[-2:], data.levels.shape[-2:]))
-        content = content + torch.tensor([top, left, 0, 0])
+        content = pad_content(content, data.levels.shape[-2:], multiple)
     return _Images(levels, data.labels, content)
 
 # %% ../nbs/a_runs.ipynb #65d7a567

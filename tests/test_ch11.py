@@ -11,10 +11,12 @@ import torch
 import huggingface_hub
 from ldm_nb import own_images
 from ldm_nb.core import InputError, fingerprint, generator
+from ldm_nb.data import ImageData
 from ldm_nb.denoiser import UNet
 from ldm_nb.own_images import *
+from ldm_nb.runs import train_latent_diffusion
 from ldm_nb.training import RECIPES, LatentDiffusion, train_denoiser
-from ldm_nb.vae import VAE, LatentStats, latent_stats
+from ldm_nb.vae import VAE, LatentStats, encode_all, latent_stats
 
 # ---- pretrained autoencoders
 
@@ -75,22 +77,22 @@ def test_the_autoencoder_of_a_whole_pipeline(theirs):
 def test_images_that_it_cannot_take(theirs, shape, words):
     ae = pretrained_autoencoder(theirs[0]/'kl, f = 8')
     with pytest.raises(InputError, match=words): ae.encode(torch.zeros(shape))
-    with pytest.raises(InputError, match=words): frozen_stage_one(ae, torch.zeros(shape))
 
 
 def on(ae, side, n=12, steps=2): # a trained whole
     images = torch.randint(0, 256, (n, 3, side, side), generator=generator('images'), dtype=torch.uint8)
-    one, stats, latents = frozen_stage_one(ae, images)
-    recipe = RECIPES['smoke']
+    z = encode_all(ae, images)
+    stats = latent_stats(ae, images, z)
+    latents, recipe = stats.normalize(z), RECIPES['smoke']
     two = train_denoiser(latents, torch.arange(n) % 3, stats, recipe, 3, num_steps=steps)
-    return images, one, latents, LatentDiffusion(one['model'], stats, two['model'], two['ema'], image_size=(side, side), classes=['a', 'b', 'c'])
+    return images, latents, LatentDiffusion(ae, stats, two['model'], two['ema'], image_size=(side, side), classes=['a', 'b', 'c'])
 
 
 @pytest.mark.parametrize('name,side', [('kl, f = 8', 256), ('tiny, f = 8, 16 channels', 256), ('kl, 16 channels, no quant', 32)])
 def test_a_whole_on_it_is_saved_and_loaded_bit_for_bit(theirs, tmp_path, name, side):
     n = 3 if side == 256 else 12
-    images, one, latents, ldm = on(pretrained_autoencoder(theirs[0]/name), side, n)
-    assert one['losses'] == [] and not one['interrupted'] and latents.shape[1:] == ldm._latent_shape
+    images, latents, ldm = on(pretrained_autoencoder(theirs[0]/name), side, n)
+    assert latents.shape[1:] == ldm._latent_shape
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(latents.shape[1]), atol=1e-4, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(latents.shape[1]), atol=1e-4, rtol=0)
     again = latent_stats(ldm.autoencoder, images)
@@ -121,12 +123,16 @@ def test_without_diffusers(theirs, tmp_path, monkeypatch):
     assert LatentDiffusion.from_pretrained('fashion').sample(1, steps=1).shape == (1, 1, 28, 28)
 
 
-def test_our_own_autoencoder_can_be_kept_too(tmp_path):
-    images, vae = torch.randint(0, 256, (12, 1, 32, 32), dtype=torch.uint8), VAE(width=16)
-    one, stats, latents = frozen_stage_one(vae, images, tmp_path/'latents.safetensors')
-    assert one['model'] is vae and not any(p.requires_grad for p in vae.parameters())
-    assert stats == latent_stats(vae, images) and (tmp_path/'latents.safetensors').is_file()
-    assert frozen_stage_one(vae, images, tmp_path/'latents.safetensors')[2].equal(latents)
+@pytest.mark.parametrize('name', ['kl, f = 8', 'tiny, f = 4', 'ours'])
+def test_a_run_on_an_autoencoder_that_is_there(theirs, tmp_path, name):
+    "All of the time goes to stage two; the autoencoder stays as it was, and the run goes on."
+    ae = VAE(width=16, image_channels=3) if name == 'ours' else pretrained_autoencoder(theirs[0]/name)
+    before, levels = fingerprint(ae), torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8, generator=generator('run'))
+    data, given = ImageData(levels, torch.arange(12) % 3, 'abc'), dict(size='smoke', init=ae)
+    ldm, losses = train_latent_diffusion(data, tmp_path/'r', steps=2, **given)
+    assert list(losses) == ['denoiser'] and fingerprint(ldm.autoencoder) == before
+    assert ldm.stats.mean == pytest.approx(latent_stats(ae, levels).mean, abs=1e-5) and LatentDiffusion.from_pretrained(tmp_path/'r').sample(2).shape == (2, 3, 32, 32)
+    assert len(train_latent_diffusion(data, tmp_path/'r', steps=3, resume=True, **given)[1]['denoiser']) == 3
 
 
 # ---- ONNX
