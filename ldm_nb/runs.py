@@ -168,7 +168,7 @@ def _of_checkpoints(plan, about, one, two)->LatentDiffusion:
     seen = load_tensors(about)[0]['seen']
     return LatentDiffusion(vae, stats, nets['model'], nets['ema'], recipe.schedule,
                            recipe.prediction_type, side, plan['classes'], card,
-                           nets.get('guide'), seen)
+                           nets.get('guide'), seen, recipe.sampling)
 
 # %% ../nbs/a_runs.ipynb #4f41773e
 def cached_latents(autoencoder, images:Tensor,
@@ -740,7 +740,8 @@ def _two_stages(data, held_out, out, plan, recipe, resume, alone, start, watch, 
                          **plan['budgets']['denoiser'], **how)
     ldm = LatentDiffusion(one['model'], stats, two['model'], two['ema'],
                           recipe.schedule, recipe.prediction_type, side, classes,
-                          _card(plan, one, two, watch.seen), two['guide'], seen)
+                          _card(plan, one, two, watch.seen), two['guide'], seen,
+                          recipe.sampling)
     if here:
         ldm.save_pretrained(out/'model', overwrite=resume)
         save_film(out)

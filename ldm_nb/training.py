@@ -31,10 +31,8 @@ from .denoiser import *
 class Recipe:
     """The settings of a run that we vary; data, seed and budget stand beside it.
 
-    What all runs share is in the code of the two stages and of `fit`:
-    losses, random times, optimizer, learning-rate schedule.
-    (`RECIPES['full']` was never run on a GPU by us: its figures are a guess.)
-    """
+    What all runs share (losses, random times, optimizer) is in the code.
+    (`RECIPES['full']` was never run on a GPU by us: its figures are a guess.)"""
     f: int = 4                     # stage one: sides of images over those of latents
     latent_channels: int = 4
     ae_width: int = 64             # channels inside the autoencoder
@@ -60,6 +58,8 @@ class Recipe:
     flip: bool = False             # both stages: half of the images left to right
     shift: int = 0                 # and moved by up to so many pixels
     accumulate: int = 1            # parts in which a batch of either stage is computed
+    sample_steps: int = 7          # its models sample so, unless asked otherwise
+    autoguidance: float = 3.       # (if they have a guide)
 
 RECIPES = dict(
     smoke=Recipe(ae_width=16, encoder_depth=1, decoder_depth=1,
@@ -323,7 +323,15 @@ _BY_STAGE = {
         ('schedule', 'prediction_type'),
         ('widths', 'blocks', 'emb_dim'),
         ('batch', 'lr', 'ema_decay', 'label_dropout', 'dropout', 'guide_at')],
-    'both': [('flip', 'shift', 'accumulate')]}
+    'both': [('flip', 'shift', 'accumulate')],
+    'sampling': [('sample_steps', 'autoguidance')]}
+
+@patch(as_prop=True)
+def sampling(self:Recipe)->dict:
+    "How its models sample if nothing is asked: the settings that `Recipe()` lacks."
+    own = dict(steps=self.sample_steps, autoguidance=self.autoguidance)
+    usual = dict(steps=Recipe.sample_steps, autoguidance=Recipe.autoguidance)
+    return {name: value for name, value in own.items() if value != usual[name]}
 
 @patch
 def __repr__(self:Recipe):
@@ -356,7 +364,9 @@ def _suits(shape, n, minutes, gpu)->list: # of (settings, why)
          f'an average over {500 if long else 100} steps: longer in a longer run'),
         (dict(widths=(128, 256), emb_dim=512) if gpu else {},
          'larger networks on a GPU (a guess: we never ran it)' if gpu else
-         'small networks: on a CPU the number of steps decides')]
+         'small networks: on a CPU the number of steps decides'),
+        (dict(sample_steps=20, autoguidance=4.),
+         '20 steps of the sampler and autoguidance 4: colour asks for more of both')]
 
 @patch(cls_method=True)
 def for_data(cls:Recipe,
@@ -532,10 +542,12 @@ def _interval(given)->tuple: # two times
 def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
              )->tuple: # both as numbers
     """What `sample` does when a dial is left alone.
-    If both are: autoguidance 3, or guidance 2 for a model without a guide.
+    If both are: autoguidance (3, or what the model brings), or guidance 2 for a model
+    without a guide.
     If one is, it is off (1)."""
     if guidance is None and autoguidance is None:
-        return (1., 3.) if self.guide else (2., 1.)
+        own = self.sampling.get('autoguidance', 3.)
+        return (1., own) if self.guide else (2., 1.)
     guidance = 1. if guidance is None else _number('guidance', guidance)
     autoguidance = (1. if autoguidance is None
                     else _number('autoguidance', autoguidance))
