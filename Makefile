@@ -23,7 +23,7 @@ demo: .venv/.base ## train both stages, draw samples, evaluate them
 	$(BIN)/ldm_demo --out $(OUT) --minutes $(MINUTES) --seed $(SEED)
 test: .venv/.dev ## every chapter as a test, then pytest
 	$(BIN)/nbdev_test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 lab: .venv/.dev ## JupyterLab on the chapters, trusted, so that their films play (in a container, as root, add LAB=--allow-root)
 	$(BIN)/jupyter trust nbs/*.ipynb
 	$(BIN)/jupyter lab nbs/index.ipynb $(LAB)

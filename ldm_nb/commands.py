@@ -173,7 +173,7 @@ def _train_and_report(out, resume=False, skip_unreadable=False, **given):
     "Train both stages, leave the model, pictures and report.json in `out`."
     out, n = Path(out), 500
     run, recipe = _as_before(out, resume, given)
-    init = run['init'] and LatentDiffusion.from_pretrained(run['init'])
+    init = _starts_from(run)
     recipe = _recipe(run, recipe, init)
     _check_outside(out, run['data'])
     _check_file(out/'run.json')
@@ -228,17 +228,26 @@ _RECIPE = 'lr', 'ae_lr', 'batch', 'flip'               # options of a recipe,
 _DATA = ('held_out', 'channels', 'fit', 'cache',       # of the data,
          'split', 'image', 'label')
 _REPORT = 'features', 'guidance', 'reference'          # of the report,
-_RUN = 'init', 'keep', 'save_every', 'previews', 'track' # and of the run
+_RUN = ('init', 'autoencoder', 'keep',                 # and of the run
+        'save_every', 'previews', 'track')
 
 def _of(run, names): # those that are given
     return {name: run[name] for name in names if run[name] is not None}
 
 def _source(run): # what run.json keeps, so that the run can go on
-    init = run['init']
-    if init and Path(init).exists():
-        init = str(Path(init).resolve())
-    return dict(data=_absolute(run['data']), pixels=run['pixels'], init=init,
-                keep=run['keep'], **_of(run, _DATA))
+    def found(name): # by its full path, if it is a folder
+        return str(Path(name).resolve()) if name and Path(name).exists() else name
+    return dict(data=_absolute(run['data']), pixels=run['pixels'], keep=run['keep'],
+                init=found(run['init']), autoencoder=found(run['autoencoder']),
+                **_of(run, _DATA))
+
+def _starts_from(run): # a model, an autoencoder of diffusers, or None
+    if run['init'] and run['autoencoder']:
+        raise InputError('init is a whole model and autoencoder a part of another: '
+                         'give one of the two')
+    if run['autoencoder']:
+        return pretrained_autoencoder(run['autoencoder'])
+    return run['init'] and LatentDiffusion.from_pretrained(run['init'])
 
 def _tracking(run, out): # a context: a Tracking, or None
     return Tracking(run['track'].split(','), out) if run['track'] else nullcontext()
@@ -345,6 +354,7 @@ def ldm_train(# fashion (the default), fashion-full, emoji, a folder or hub:OWNE
               image:str=None, label:str=None, # and its columns
               init:str=None, # a trained model to start from: folder, name or Hub id
               keep:str=None, # of it: both (to train on), autoencoder, only-autoencoder
+              autoencoder:str=None, # of diffusers, kept as it is: a folder or Hub id
               save_every:float=None, # seconds between checkpoints (20)
               previews:int=None, # pictures of each stage while it learns (10)
               track:str=None, # trackers that are told: trackio, tensorboard, wandb ...

@@ -65,6 +65,7 @@ def test_the_recipe_follows_the_data(shape, n, f, latents, flip):
     recipe, why = Recipe.for_data(shape, n, minutes=8, device='cpu', reasons=True)
     assert (recipe.f, recipe.latent_channels, recipe.flip) == (f, latents, flip)
     assert recipe.resize == (shape != (1, 28, 28)) and all(isinstance(text, str) for text in why)
+    assert recipe.sampling == ({} if shape == (1, 28, 28) else dict(steps=20, autoguidance=4.))
     vae = VAE(recipe.f, recipe.latent_channels, recipe.ae_width, image_channels=shape[0], resize=recipe.resize)
     x = pad_images(torch.zeros(1, *shape), 2*recipe.f)
     assert vae(x).shape == x.shape

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm_nb.training import LatentDiffusion
 from shell import shell
 
 
@@ -20,6 +21,8 @@ def test_help(name, words):
 @pytest.mark.parametrize('args,words', [
     (['ldm_sample', 'nowhere'], 'shipped model'), (['ldm_sample', 'fashion', '--label', 'hat'], 'T-shirt'), (['ldm_sample', 'fashion', '--n', '0'], '1 or more'),
     (['ldm_sample', 'fashion', '--label', '12'], 'from 0 to 9'), (['ldm_train', '--data', 'nowhere', '--out', 'x', '--steps', '2'], 'expected fashion'),
+    (['ldm_train', '--out', 'x', '--steps', '2', '--init', 'fashion', '--autoencoder', 'kl'], 'one of the two'),
+    (['ldm_train', '--out', 'x', '--steps', '2', '--autoencoder', 'pictures'], 'config.json and safetensors'),
     (['ldm_train', '--out', 'x', '--minutes', '1', '--steps', '2'], 'one of the two'), (['ldm_train', '--out', 'x', '--steps', '-3'], 'more than nothing'),
     (['ldm_train', '--out', 'x', '--size', 'huge'], 'smoke, lesson, full'), (['ldm_eval', 'nothing.npy'], 'nothing.npy'), (['ldm_eval', 'fashion', '--features', 'vgg'], 'classifier, pixels'),
     (['ldm_eval', 'text.npy'], 'text.npy'), (['ldm_eval', 'float.npy'], 'expected uint8'), (['ldm_eval', 'nan.npy'], 'NaN'), (['ldm_eval', 'few.npy'], 'need 10 images'),
@@ -42,6 +45,25 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, args, words):
     lines = run.stderr.strip().splitlines()
     assert run.returncode == 2 and len(lines) == 1 and lines[0].startswith(f'{args[0]}: ') and words in lines[0], run
     assert not (tmp_path/'x'/'model').exists() and (tmp_path/'taken'/'thesis.txt').read_text() == 'mine'
+
+
+def test_an_autoencoder_of_diffusers(tmp_path):
+    "Stage two alone, on theirs; the run goes on without it being named again."
+    diffusers = pytest.importorskip('diffusers')
+    kinds = dict(encoder_block_out_channels=[8]*3, decoder_block_out_channels=[8]*3)
+    blocks = dict(num_encoder_blocks=[1]*3, num_decoder_blocks=[1]*3)
+    theirs = diffusers.AutoencoderTiny(**kinds, **blocks)
+    theirs.save_pretrained(tmp_path/'tiny')
+    begin = 'ldm_train', '--data', 'emoji', '--size', 'smoke', '--out', 'r'
+    run = shell(*begin, '--steps', 3, '--autoencoder', 'tiny', cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    run = shell('ldm_train', '--resume', '--out', 'r', '--steps', 5, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    ldm = LatentDiffusion.from_pretrained(tmp_path/'r'/'model')
+    assert ldm.autoencoder.config['kind'] == 'AutoencoderTiny'
+    assert ldm.card['steps'] == dict(autoencoder=0, denoiser=5)
+    for name, weights in theirs.state_dict().items():
+        assert weights.equal(ldm.autoencoder.net.state_dict()[name]), name
 
 
 def test_demo_and_then_everything_on_its_result(tmp_path):

@@ -10,7 +10,7 @@ from ldm_nb.core import InputError, generator, save_tensors
 from ldm_nb.data import download, fashion_mnist
 from ldm_nb.features import EfficientNetLite0, FeatureStats, effnet_features, extract, inception_network, load_effnet
 from ldm_nb.evaluation import (bootstrap_error, density_coverage, evaluate, frechet_distance, frechet_error,
-                               inception_score, kid, kid_error, kid_subsets, mean_cov, memorisation, metric_name,
+                               inception_score, kid, kid_error, kid_subsets, mean_cov, memorisation, memorisation_error, metric_name,
                                precision_recall)
 
 
@@ -145,6 +145,18 @@ def test_memorisation_counts_the_nearest_in_the_pooled_set():
     held_out = cdist(samples, torch.cat([train, test])).argmin(1) >= 300
     assert held_out[:40].sum() == 0 and held_out[-20:].all()
     assert memorisation(samples, train, test)[0] == pytest.approx(1 - held_out.mean()/(200/500), rel=1e-9)
+
+
+@pytest.mark.parametrize('share', [0., .2, 1.])
+def test_the_error_that_is_predicted_for_a_share_of_copies(share):
+    "A copy's neighbour is a training image; any other's is held out as often as chance."
+    n, train, test = 500, 900, 100
+    coins = torch.rand(4000, n, 2, generator=generator('copies', share), dtype=torch.float64)
+    held_out = (coins[..., 0] >= share) & (coins[..., 1] < test/(train + test))
+    found = 1 - held_out.double().mean(1)*(train + test)/test
+    error = memorisation_error(share, n, train, test)
+    assert found.mean().item() == pytest.approx(share, abs=.01)
+    assert found.std().item() == pytest.approx(error, rel=.05, abs=1e-12)
 
 
 @pytest.mark.parametrize('kind', ['fresh', 'typical', 'repeated'])

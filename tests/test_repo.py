@@ -1,5 +1,5 @@
 "The notebooks, the package and the README are in step."
-import json, re, shutil, subprocess, sys
+import importlib, json, re, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -88,6 +88,17 @@ def test_recipe_tables_are_made_from_their_rows(monkeypatch):
     import steps
     rows = json.loads((ROOT/'bench'/'steps.json').read_text())['rows']
     assert f'<!-- steps -->\n{steps.table(rows)}\n<!-- end of steps -->' in (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8'), 'run python bench/steps.py'
+
+
+@pytest.mark.parametrize('name', ['own', 'decoders'])
+def test_tables_of_own_pictures_are_the_results(name, monkeypatch):
+    monkeypatch.setenv('TQDM_DISABLE', '')
+    monkeypatch.syspath_prepend(str(ROOT/'bench'))
+    rows = json.loads((ROOT/'ldm_nb'/'results'/f'{name}.json').read_text())['rows']
+    shown = '\n'.join(importlib.import_module(name).table(rows))
+    text = (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8')
+    assert f'<!-- {name} -->\n{shown}\n<!-- end of {name} -->' in text, f'run python bench/{name}.py'
+
 
 
 def test_one_version():

@@ -251,6 +251,17 @@ def test_what_can_be_checked_is_checked_before_anything_is_written(tmp_path, giv
     assert not (tmp_path/'r').exists()
 
 
+def test_a_model_samples_as_its_recipe_says(tmp_path):
+    recipe = replace(SMOKE, sample_steps=5, autoguidance=2.)
+    ldm, _ = train(tmp_path/'r', recipe=recipe, steps=20)
+    again = LatentDiffusion.from_pretrained(tmp_path/'r'/'model')
+    for model in (ldm, again):
+        assert (model.settings()['steps'], model.settings()['autoguidance']) == (5, 2.)
+        assert model.settings(guidance=1.5)['autoguidance'] == 1
+    assert again.sample(2).equal(ldm.sample(2, steps=5, autoguidance=2.))
+    assert train(tmp_path/'usual', steps=20)[0].sampling == {}
+
+
 def test_a_wrong_device_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv('LDM_DEVICE', 'gpu')
     with pytest.raises(InputError, match="the device 'gpu' cannot be used"):
