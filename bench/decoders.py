@@ -1,4 +1,4 @@
-"""The decoder's last layers at 64 px: python bench/decoders.py [--seconds S]   (a quarter of an hour on 2 cores)
+"""The decoder's last layers at 64 px: python bench/decoders.py [--seconds S]   (eight minutes on 2 cores)
 
 Stage one alone (f = 4, 4 channels, width 64), on the pictures of own.py: each row the same seconds, one seed. Reconstructions of the
 held-out pictures are judged as in own.py: decibels, mesh, distance and KID. The last row has four times as long.
@@ -88,7 +88,7 @@ def table(rows):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--seconds', type=float, default=60.)
+    p.add_argument('--seconds', type=float, default=30.)
     seconds = p.parse_args().seconds
     train, test = pictures(64)
     judge, rows = Judge(test), []

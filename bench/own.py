@@ -3,7 +3,7 @@
 The pictures, made once in runs/own-data, in ten folders (categories); a tenth is held out by `load_data`:
   both      7,5xx pictures of 64 px, Noto and Twemoji: npm pack emoji-datasource-google@16.0.0 and emoji-datasource-twitter@16.0.0, both .tgz in $LDM_EMOJI
   font      3,7xx Noto emoji of 136 x 128 px, drawn from the font of the Debian package fonts-noto-color-emoji
-The rows (each in a process of its own, so that its peak memory is its own): `Recipe.for_data` at 32, 64 and 128 px, 2 and 8 minutes; the same with f = 4; 300 pictures; a tenth of the Twemoji from
+The rows (each in a process of its own, so that its peak memory is its own): `Recipe.for_data` at 32, 64 and 128 px, 2 and 8 minutes; 300 pictures; a tenth of the Twemoji from
 nothing, and from a model of the Noto emoji (`base`); `pipeline`: diffusers' AutoencoderKL and UNet2DModel as in peers.py, in batches of 8 and 16, so that both make enough steps.
 The judge is EfficientNet-Lite0 at 64 px in the 128 leading directions of the held-out pictures, 500 samples with the default settings. Mesh: `mesh_ratio` of chapter 11.
 Writes ldm_nb/results/own.json, samples of each row to runs/own, and the table of bench/RECIPE.md. Finished rows are kept in runs/own and not made again.
@@ -15,7 +15,6 @@ import resource
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault('TQDM_DISABLE', '1')
@@ -39,7 +38,6 @@ ROWS = {
     '64, 8 minutes': dict(pixels=64, minutes=8),
     'pipeline': dict(pixels=64, minutes=8),
     '64, 2 minutes': dict(pixels=64, minutes=2),
-    '64, f = 4, 2 minutes': dict(pixels=64, minutes=2, settings=dict(f=4, latent_channels=4, ae_width=64)),
     '32, 8 minutes': dict(pixels=32, minutes=8),
     '32, 2 minutes': dict(pixels=32, minutes=2),
     '128, 8 minutes': dict(pixels=128, minutes=8, data='font'),
@@ -106,7 +104,6 @@ class Judge:
 def ours(name, train, test, spec):
     "A run of the package. Returns the model's functions and what is known of it."
     recipe, why = Recipe.for_data(train.levels.shape[1:], len(train), minutes=spec['minutes'], reasons=True)
-    recipe = replace(recipe, **spec.get('settings', {}))
     init = RUNS/spec['init']/'run'/'model' if 'init' in spec else None
     began = time.perf_counter()
     ldm, losses = train_latent_diffusion(train, RUNS/name/'run', minutes=spec['minutes'], recipe=recipe_like(init, recipe) if init else recipe, held_out=test, init=init)
