@@ -401,12 +401,11 @@ def progress_bar(iterable=None, every=30., # seconds between lines, if nobody wa
                  **kwargs): # of tqdm
     "A bar of tqdm; in a log, a line now and then instead of a redrawn one."
     from tqdm import tqdm
-    if not kwargs.get('disable', True): # or it would overrule TQDM_DISABLE
-        del kwargs['disable']
+    off = kwargs.pop('disable', False) or bool(os.environ.get('TQDM_DISABLE'))
     if not is_watched():
         kwargs |= dict(file=_Lines(), mininterval=every, maxinterval=float('inf'),
                        delay=every, ascii=True)
-    return tqdm(iterable, **kwargs)
+    return tqdm(iterable, disable=off, **kwargs)
 
 # %% ../nbs/a_core.ipynb #9e4a4b68
 @contextmanager
