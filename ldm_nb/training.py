@@ -542,12 +542,10 @@ def _interval(given)->tuple: # two times
 def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
              )->tuple: # both as numbers
     """What `sample` does when a dial is left alone.
-    If both are: autoguidance (3, or what the model brings), or guidance 2 for a model
-    without a guide.
+    If both are: autoguidance (3 or the model's), or guidance 2 if there is no guide.
     If one is, it is off (1)."""
     if guidance is None and autoguidance is None:
-        own = self.sampling.get('autoguidance', 3.)
-        return (1., own) if self.guide else (2., 1.)
+        return (1., self.sampling.get('autoguidance', 3.)) if self.guide else (2., 1.)
     guidance = 1. if guidance is None else _number('guidance', guidance)
     autoguidance = (1. if autoguidance is None
                     else _number('autoguidance', autoguidance))
