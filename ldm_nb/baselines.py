@@ -189,7 +189,7 @@ def velocity_weight(snr:Tensor,
 # %% ../nbs/10_showdown.ipynb #93cb852d
 class PixelDiffusion(nn.Module):
     "A denoiser of pixels: what `LatentDiffusion` is, without an autoencoder."
-    guidances = LatentDiffusion.guidances
+    guidances, sampling = LatentDiffusion.guidances, {}
     def __init__(self, net, image_size=(28, 28), shape=(1, 32, 32),
                  prediction_type='flow_prediction', guide=None,
                  counts=None): # of each class in the training data: draws are like it
