@@ -328,7 +328,7 @@ _BY_STAGE = {
 
 @patch(as_prop=True)
 def sampling(self:Recipe)->dict:
-    "How its models sample if nothing is asked: the settings that `Recipe()` lacks."
+    "How its models sample if nothing is asked: what differs from `Recipe()`."
     own = dict(steps=self.sample_steps, autoguidance=self.autoguidance)
     usual = dict(steps=Recipe.sample_steps, autoguidance=Recipe.autoguidance)
     return {name: value for name, value in own.items() if value != usual[name]}

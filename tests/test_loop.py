@@ -43,21 +43,21 @@ class Server:
 def files(folder): return {p.name: load_tensors(p)[0] for p in (folder/'model').glob('*.safetensors')}
 
 
-def test_kills_at_random_moments(tmp_path):
-    "Up to twenty, until the run is through: on a machine of changing speed it may be sooner."
-    steps, rng = 70, random.Random(0)
-    server = Server(steps); server.start(tmp_path/'whole'); began = time.perf_counter(); assert server.status() == 0
-    seconds = time.perf_counter() - began
+def test_twenty_kills_at_random_moments(tmp_path):
+    steps, rng, took = 70, random.Random(0), []
+    server = Server(steps)
+    for name in ('whole', 'warm'): # the first run of a server is slower than the others
+        began = time.perf_counter()
+        server.start(tmp_path/name)
+        assert server.status() == 0
+        took.append(time.perf_counter() - began)
     deaths = []
     while len(deaths) < 20:
         pid = server.start(tmp_path/'killed')
-        time.sleep(rng.uniform(.02, .085)*seconds)
-        with suppress(ProcessLookupError):
+        time.sleep(rng.uniform(.02, .085)*min(took))
+        with suppress(ProcessLookupError): # has ended: the status says it
             os.kill(pid, signal.SIGKILL)
-        status = server.status()
-        if status == 0:
-            break
-        assert status == signal.SIGKILL
+        assert server.status() == signal.SIGKILL, 'the run ended before it was killed: give it more steps'
         done = {}
         for stage in ('autoencoder', 'denoiser'):
             box = Checkpoints(tmp_path/'killed'/'checkpoints'/stage)
@@ -66,7 +66,7 @@ def test_kills_at_random_moments(tmp_path):
                 done[stage] = len(box.load()[0]['history.lr'])        # whole: load warns of a damaged one, and warnings are errors here
         if deaths: assert all(done[k] >= v for k, v in deaths[-1].items())
         deaths.append(done)
-    assert len({str(d) for d in deaths}) >= 8 and 'denoiser' in deaths[-1], deaths
+    assert len({str(d) for d in deaths}) > 10 and 'denoiser' in deaths[-1], deaths
     server.start(tmp_path/'killed'); assert server.status() == 0; server.close()
     whole, killed = files(tmp_path/'whole'), files(tmp_path/'killed')
     assert set(whole) == {f'{part}.safetensors' for part in ('autoencoder', 'denoiser', 'ema', 'guide', 'seen')} == set(killed)

@@ -100,7 +100,6 @@ def test_tables_of_own_pictures_are_the_results(name, monkeypatch):
     assert f'<!-- {name} -->\n{shown}\n<!-- end of {name} -->' in text, f'run python bench/{name}.py'
 
 
-
 def test_one_version():
     import ldm_nb
     assert f'version = {ldm_nb.__version__}\n' in (ROOT/'settings.ini').read_text()
