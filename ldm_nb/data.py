@@ -22,13 +22,15 @@ from torch import Tensor
 from .core import *
 from .folder import *
 from .hub import read_hub
+from .attributes import *
 
 # %% ../nbs/a_data.ipynb #68328057
 @dataclass
 class ImageData:
-    """A set of images with optional labels.
+    """A set of images with optional labels and attributes.
 
-    Floats are rounded to 256 levels. `InputError` if images or labels cannot be right.
+    A model is trained on the attributes, if there are any; judges use the labels.
+    Floats are rounded to 256 levels. `InputError` if something cannot be right.
     """
     levels: Tensor              # (n, c, h, w), uint8, or floats in [-1, 1]; read only
     labels: Tensor|None = None  # (n,), int64
@@ -37,6 +39,8 @@ class ImageData:
     note: str = ''              # what was done to the files
     value_range: tuple|None = None # of images of more than 8 bits: what is 0 and 255
     content: Tensor|None = None # (n, 4), int32: the true pictures in padded ones
+    attributes: tuple = ()      # k of Attribute
+    values: Tensor|None = None  # (n, k), float32, natural units; NaN: not known
 
     def __post_init__(self):
         self.levels = _checked_levels(self.levels)
@@ -45,14 +49,16 @@ class ImageData:
             self.labels = check_labels(self.labels, len(self), len(self.classes))
         if self.content is not None:
             self.content = _checked_content(self.content, self.levels)
+        self.attributes = tuple(self.attributes)
+        self.values = _checked_values(self.values, self.attributes, len(self))
 
     def __len__(self): return len(self.levels)
 
     def __getitem__(self, i):
         i = [i] if isinstance(i, numbers.Integral) else i # one image is a set, too
-        labels = None if self.labels is None else self.labels[i]
-        content = None if self.content is None else self.content[i]
-        return replace(self, levels=self.levels[i], labels=labels, content=content)
+        beside = {name: getattr(self, name) for name in ('labels', 'content', 'values')}
+        beside = {name: v if v is None else v[i] for name, v in beside.items()}
+        return replace(self, levels=self.levels[i], **beside)
 
     @property
     def images(self):
@@ -80,6 +86,23 @@ def _checked_content(boxes, levels):
             ends > torch.tensor([h, w])).any():
         raise InputError(f'content reaches out of the images of {h} x {w}')
     return boxes.int()
+
+def _checked_values(values, attributes, n):
+    "A row of attributes for each image, or None if there are no attributes."
+    strange = [a for a in attributes if not isinstance(a, Attribute)]
+    if strange or (values is None) != (not attributes):
+        raise InputError(f'attributes are {attributes!r:.80}, values are '
+                         f'{type(values).__name__}: expected both, a tuple of '
+                         'Attribute and a table (n, k), or neither')
+    if len({a.name for a in attributes}) < len(attributes):
+        raise InputError(f'attributes are {listed(attributes)}: expected each name once')
+    if values is None:
+        return None
+    values = check_values(values, attributes)
+    if len(values) != n:
+        raise InputError(f'{len(values)} rows of attributes for {n} images: expected '
+                         'one for each')
+    return values
 
 def check_labels(labels,       # n numbers of classes
                  n:int,
@@ -112,8 +135,12 @@ def hashes(self:ImageData)->Tensor: # (n,), int64
 
 @patch
 def fingerprint(self:ImageData)->str:
-    "Hash of the images, of their labels, and of where they are padded."
+    "Hash of the images, of their labels and attributes, and of where they are padded."
     parts = dict(images=self.levels, labels=self.labels, content=self.content)
+    if self.attributes:
+        about = repr([(a.name, a.choices, a.low, a.high) for a in self.attributes])
+        about = torch.tensor(list(about.encode()), dtype=torch.uint8)
+        parts |= dict(attributes=about, values=self.values)
     return fingerprint({k: v for k, v in parts.items() if v is not None})
 
 # %% ../nbs/a_data.ipynb #bf3742d3
@@ -124,6 +151,9 @@ def __repr__(self:ImageData):
     if self.classes and self.labels is not None:
         lines.append(f'{len(self.classes)} classes: '
                      f'{counted(dict(zip(self.classes, self.counts)), 3)}')
+    if self.attributes:
+        lines.append(f'{len(self.attributes)} attributes: '
+                     f'{listed(self.attributes, 5, 100)}')
     return '\n'.join(lines + [self.note]*bool(self.note))
 
 # %% ../nbs/a_data.ipynb #562608b8
@@ -354,14 +384,15 @@ def _emoji_levels(style, size): # rows, (n, h, w, 3)
     return rows, [np.asarray(fit_image(im, size)) for im in pictures]
 
 # %% ../nbs/a_data.ipynb #afe97c7e
-def _as_data(found, rows, name): # of a Folder
+def _as_data(found, rows, name, attributes=(), values=None): # of a Folder
     labels = found.labels and torch.tensor(found.labels)[rows]
     if labels is not None and (labels < 0).any(): # some lie in no class of the others
         labels = None
     classes = () if labels is None else found.classes
     content = None if found.content is None else found.content[rows]
     return ImageData(found.levels[rows], labels, classes, name, found.note,
-                     found.value_range, content)
+                     found.value_range, content, attributes,
+                     values if values is None else values[rows])
 
 def image_folder(path,         # a folder of images, or of one subfolder per class
                  size=32,      # pixels per side, or (height, width); 8 or more
@@ -461,7 +492,8 @@ def load_data(name,    # fashion, fashion-full, emoji, a folder or hub:OWNER/NAM
               cache=None,     # a folder to keep what was read, for many pictures
               split:str|None=None, # of a data set of the Hub: the part to train on,
               image:str|None=None, # the column of the images,
-              label:str|None=None  # and that of the classes
+              label:str|None=None, # and that of the classes
+              attributes=None # of a folder: a file with a table, see read_attributes
              )->tuple:     # (train, test), both ImageData
     """Training and test images by the name that the commands take.
 
@@ -473,6 +505,8 @@ def load_data(name,    # fashion, fashion-full, emoji, a folder or hub:OWNER/NAM
     word, columns = built_in(name), (split, image, label)
     if columns != (None, None, None) and not (word or '').startswith('hub:'):
         raise InputError(f'split, image and label belong to hub:OWNER/NAME, not {name}')
+    if attributes is not None and word:
+        raise InputError(f'attributes belong to a folder, not {name}: leave them out')
     if word in BUILT_IN:
         return _load_built_in(word, size, channels)
     if not (isinstance(held_out, float) and 0 < held_out < 1):
@@ -484,16 +518,18 @@ def load_data(name,    # fashion, fashion-full, emoji, a folder or hub:OWNER/NAM
     else:
         found = read_folder(name, size, channels, held_out, skip_unreadable,
                             value_range, fit, cache)
-    return _parts(found, name)
+    return _parts(found, name, attributes)
 
 # %% ../nbs/a_data.ipynb #072e92e3
-def _parts(found, name): # a Folder -> train, test
+def _parts(found, name, attributes=None): # a Folder -> train, test
     n, k, title = len(found.levels), found.held_out, Path(name).resolve().name
     if n < 20 or k == n:
         raise InputError(f'{name} holds {n} images, {k} of them held out: it needs 20 '
                          'or more, and some of them to train on')
-    train = _as_data(found, slice(k, None), f'{title} train')
-    return train, _unseen(_as_data(found, slice(k), f'{title} test'), found.twins)
+    table = () if attributes is None else read_attributes(attributes, found.names)
+    train = _as_data(found, slice(k, None), f'{title} train', *table)
+    test = _as_data(found, slice(k), f'{title} test', *table)
+    return train, _unseen(test, found.twins)
 
 # %% ../nbs/a_data.ipynb #fcdfec25
 def _load_built_in(word, size, channels):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['mixture_denoiser', 'timestep_embedding', 'sample_chain', 'x0_weight', 'min_snr', 'logit_normal', 'diffusion_loss',
-           'TimeResBlock', 'SelfAttention', 'UNet', 'embed', 'check_sides', 'patchify', 'unpatchify',
-           'position_embedding', 'DiTBlock', 'DiT', 'guided']
+           'TimeResBlock', 'SelfAttention', 'AttributeEmbedding', 'UNet', 'embed', 'check_sides', 'patchify',
+           'unpatchify', 'position_embedding', 'DiTBlock', 'DiT', 'guided']
 
 # %% ../nbs/04_denoiser.ipynb #48cce538
 import math
@@ -161,6 +161,31 @@ class SelfAttention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v)
         return x + self.out(mixed.transpose(-1, -2).reshape(b, c, h, w))
 
+# %% ../nbs/04_denoiser.ipynb #a77a1b02
+class AttributeEmbedding(nn.Module):
+    "A vector for each row of attributes, any of which may be left out (NaN)."
+    def __init__(self, sizes:tuple, # choices of each attribute, 0 for a number
+                 emb_dim:int):
+        super().__init__()
+        self.sizes, width = tuple(sizes), sum(max(size, 1) + 1 for size in sizes)
+        self.layers = nn.Sequential(nn.Linear(width, emb_dim), nn.SiLU(),
+                                    nn.Linear(emb_dim, emb_dim))
+
+    def code(self, rows):
+        "(b, k) -> (b, width): of each a 1 among zeros or the number, then the flag"
+        if rows.ndim != 2 or rows.shape[1] != len(self.sizes):
+            raise InputError(f'attributes are {tuple(rows.shape)}: expected (b, '
+                             f'{len(self.sizes)})')
+        out, parts = rows.isnan(), []
+        for size, v, flag in zip(self.sizes, rows.nan_to_num().T, out.T):
+            known = F.one_hot(v.long(), size) if size else v[:, None]
+            parts += [known*~flag[:, None], flag[:, None]]
+        return torch.cat(parts, 1).to(self.layers[0].weight)
+
+    def forward(self, rows):
+        "(b, k) positions of choices and numbers, or NaN -> (b, emb_dim)"
+        return self.layers(self.code(rows))
+
 # %% ../nbs/04_denoiser.ipynb #4e5db036
 class UNet(nn.Module):
     "Predicts the noise, data or velocity in noisy latents."
@@ -171,16 +196,20 @@ class UNet(nn.Module):
                  num_classes=0,   # 0: no labels; the index num_classes means "no class"
                  emb_dim=192,     # of the embedding of time and class
                  dropout=0.,      # inside the blocks, in training
-                 augment=0):      # numbers that say how an image was changed
+                 augment=0,       # numbers that say how an image was changed
+                 attributes=()):  # instead of classes: choices of each, 0 for a number
         super().__init__()
         self.config = dict(channels=channels, widths=list(widths), blocks=blocks,
                            num_classes=num_classes, emb_dim=emb_dim,
-                           dropout=dropout, augment=augment)
+                           dropout=dropout, augment=augment, attributes=[*attributes])
+        if num_classes and attributes:
+            raise InputError('num_classes and attributes are given: choose one of both')
         def block(w): return TimeResBlock(w, width, emb_dim, dropout)
         self.num_classes, self.shrinks = num_classes, len(widths) - 1
         self.time = nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(),
                                   nn.Linear(emb_dim, emb_dim))
-        self.label = nn.Embedding(num_classes + 1, emb_dim)
+        self.label = (AttributeEmbedding(attributes, emb_dim) if attributes else
+                      nn.Embedding(num_classes + 1, emb_dim))
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         for level, width in enumerate(widths):
@@ -203,11 +232,13 @@ class UNet(nn.Module):
 def embed(net,       # has time, label and num_classes
           x:Tensor,  # (b, ...)
           t:Tensor,  # (b,) in [0, 1]
-          labels:Tensor|None, # (b,); None means the index num_classes
+          labels:Tensor|None, # (b,), or (b, k) attributes; None: nothing is said
           augment:Tensor|None=None # (b, k), how the images were changed; None: not
          )->Tensor:  # (b, emb_dim)
-    "The embedding of time, class and change that conditions every block."
-    if labels is None:
+    "The embedding of time, condition and change that enters every block."
+    if labels is None and isinstance(net.label, AttributeEmbedding):
+        labels = x.new_full((len(x), len(net.label.sizes)), math.nan)
+    elif labels is None:
         labels = torch.full((len(x),), net.num_classes, device=x.device)
     emb = net.time(timestep_embedding(t, 128)) + net.label(labels)
     return F.silu(emb if augment is None else emb + net.augment(augment))
@@ -221,7 +252,8 @@ def check_sides(x:Tensor, multiple:int):
 # %% ../nbs/04_denoiser.ipynb #15fa951f
 @patch
 def forward(self:UNet, x, t, labels=None, augment=None):
-    """(b, channels, h, w) latents, (b,) times in [0, 1], (b,) labels or None -> like x.
+    """(b, channels, h, w) latents, (b,) times in [0, 1], condition -> like x.
+    That is labels (b,), attributes (b, k) with NaN where left out, or None: nothing.
     `augment` (b, k) says how the images of the latents were changed; None: not."""
     check_sides(x, 2**self.shrinks)
     emb = embed(self, x, t, labels, augment)
@@ -332,44 +364,64 @@ def _rescaled(x0, plain, share): # (b, ...) both: x0 with the deviation of plain
     ratio = plain.std(dims, keepdim=True)/x0.std(dims, keepdim=True)
     return x0*(1 + share*(ratio - 1))
 
-def _labels_and_away(labels, negative, model): # (b,) or None each: what is compared
+def _labels_and_away(labels, negative, model): # (b,), (b, k) or None each
     if labels is None and negative is None:
         return None, None
     given = negative if labels is None else labels
-    none = torch.full_like(given, model.num_classes)
+    nothing = math.nan if given.ndim == 2 else model.num_classes
+    none = torch.full_like(given, nothing)
     return [none if v is None else v for v in (labels, negative)]
+
+def _worse(labels, away, guidance): # [(g, labels)]: what to go away from, how far
+    if away is None:
+        return []
+    if not isinstance(guidance, dict):
+        return [] if guidance == 1 else [(guidance, away)]
+    def without(i): # only this attribute is another, or left out
+        column = torch.arange(labels.shape[1], device=labels.device) == i
+        return torch.where(column, away, labels)
+    return [(g, without(i)) for i, g in guidance.items() if g != 1]
+
+def _ask(model, x, times, labels, others): # predictions for all labels, in one call
+    if not others:
+        return [model(x, times, labels)]
+    n = 1 + len(others)
+    return model(torch.cat([x]*n), times.repeat(n),
+                 torch.cat([labels, *others])).chunk(n)
 
 # %% ../nbs/04_denoiser.ipynb #d4d024bc
 def guided(model,              # (x_t, t, labels) -> prediction
-           labels:Tensor|None, # (b,), or None for no condition
+           labels:Tensor|None, # (b,), (b, k) attributes, or None for no condition
            schedule,           # a Schedule
            prediction_type='flow_prediction', # one of PREDICTIONS
-           guidance:float=1.,  # 0: ignore labels; 1: follow them; more: exaggerate them
+           # 0: ignore labels; 1: follow them; more: exaggerate; or {attribute: number}
+           guidance:float|dict=1.,
            guide=None,         # a weaker network for the same task
            autoguidance:float=1., # more than 1: away from the guide
            interval=(0., 1.),  # times at which it guides; at others it follows labels
            rescale:float=0.,   # share in which x0 gets back the unguided deviation
-           negative:Tensor|None=None # (b,), labels to go away from; None: no class
+           negative:Tensor|None=None # like labels: to go away from; None: nothing
           )->object:           # a function (x_t, t) -> (x0, eps)
     """The denoiser that a sampler wants, led away from worse predictions.
 
     p + (guidance - 1)(p - p without label) + (autoguidance - 1)(p - the guide's p),
-    with p the prediction (Ho and Salimans 2021, Karras et al. 2024)."""
+    with p the prediction (Ho and Salimans 2021, Karras et al. 2024). A dict goes away
+    from p without each attribute, by its position."""
     if autoguidance != 1 and guide is None:
         raise InputError(f'autoguidance is {autoguidance}, and there is no guide: '
                          'pass the network to go away from')
     labels, away = _labels_and_away(labels, negative, model)
-    if away is not None and guidance == 0:
+    if away is not None and not isinstance(guidance, dict) and guidance == 0:
         labels, guidance = away, 1.
+    worse = _worse(labels, away, guidance)
     def denoise(x, t):
         α, σ = schedule(t)
         times, guides = t.expand(len(x)), interval[0] <= t <= interval[1]
-        if away is None or guidance == 1 or not guides:
-            p = worse = model(x, times, labels)
-        else:
-            p, worse = model(torch.cat([x, x]), times.repeat(2),
-                             torch.cat([labels, away])).chunk(2)
-        prediction = p + (guidance - 1)*(p - worse)
+        used = worse if guides else []
+        p, *others = _ask(model, x, times, labels, [y for _, y in used])
+        prediction = p
+        for (g, _), other in zip(used, others):
+            prediction = prediction + (g - 1)*(p - other)
         if autoguidance != 1 and guides:
             prediction = prediction + (autoguidance - 1)*(p - guide(x, times, labels))
         x0, eps = to_x0_eps(prediction_type, prediction, x, α, σ)

@@ -568,6 +568,7 @@ class Folder:
     content: torch.Tensor|None = None # (n, 4), int32: the true pictures in padded ones
     warnings: list = field(default_factory=list) # what is doubtful
     twins: torch.Tensor|None = None # (held_out,), bool: it is among the others, too
+    names: list|None = None # (n,), their files below the folder
 
 def _roles(headers, given, held_out): # of each: True held out, False not, None unused
     if held_out is None:
@@ -658,9 +659,10 @@ def _read_files(path, files, ignored, problems, size, channels, held_out, skip,
         counts = {name: labels.count(k) for k, name in enumerate(arranged.classes)}
         notes.append(f'{len(counts)} classes, one per subfolder: {counted(counts)}')
     note = '; '.join(notes + arranged.notes + split)
+    names = [h.path.relative_to(path).as_posix() for h, _ in read]
     return Folder(rows, found, sum(role for _, role in read), labels,
                   arranged.classes, note, padded_boxes(decoded.sizes, size, fit),
-                  warned + doubts)
+                  warned + doubts, names=names)
 
 # %% ../nbs/a_folder.ipynb #9379ae64
 def level_hashes(levels:torch.Tensor # (n, c, h, w), uint8
@@ -692,7 +694,7 @@ def _save_card(path, found):
     tensors = {name: getattr(found, name) for name in _TENSORS}
     tensors = {k: torch.as_tensor(v) for k, v in tensors.items() if v is not None}
     card = {name: getattr(found, name) for name in
-            ('value_range', 'held_out', 'classes', 'note', 'warnings')}
+            ('value_range', 'held_out', 'classes', 'note', 'warnings', 'names')}
     save_tensors(path, tensors, card | dict(shape=list(found.levels.shape)))
 
 def _open_cache(stem): # a Folder; None unless both files are whole
@@ -702,6 +704,8 @@ def _open_cache(stem): # a Folder; None unless both files are whole
     except (InputError, OSError, ValueError, EOFError):
         return None
     if list(levels.shape) != card.pop('shape', None) or levels.dtype != torch.uint8:
+        return None
+    if 'names' not in card: # of an older version
         return None
     labels = tensors['labels'].tolist() if 'labels' in tensors else None
     given = card.pop('value_range')

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-BASE = ['core', 'schematics', 'folder', 'hub', 'data', 'loop'] # the workshop below the course
+BASE = ['core', 'schematics', 'folder', 'hub', 'attributes', 'data', 'loop'] # the workshop below the course
 COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines', 'own_images']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
              runs=[*BASE, *COURSE[:5]],
