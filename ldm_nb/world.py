@@ -213,9 +213,9 @@ def _behind(d):
         few.paint(.8*few.hair_tone, both(round_, few.y - .48))
     with those_with(d, 'hair', 'pigtails') as few:
         side = few.behind.abs()
-        tails = ellipse(side, few.y, few.width + .19, .22, .16, .33)
+        tails = ellipse(side, few.y, few.width + .155, .2, .135, .31)
         few.paint(.8*few.hair_tone, tails)
-        few.paint(few.cloth, circle(side, few.y, few.width + .1, -.06, .075))
+        few.paint(few.cloth, circle(side, few.y, few.width + .085, -.06, .07))
     with those_with(d, 'hair', 'curly') as few:
         curls = _curls(few, few.behind, 11, 1.16, few.width + .06, .19)
         few.paint(.8*few.hair_tone, curls)
@@ -258,7 +258,7 @@ def _beard(d):
         few = few.window(-.1, .8, .75)
         chin = ellipse(few.outline, few.y, 0., .05, few.width + .03, .635)
         rim = .02 + .21*(1 - (few.front/.46).square()).clamp(min=0).sqrt()
-        few.paint(mix(few.hair_tone, _INK, .12), both(chin, rim - few.y))
+        few.paint(mix(few.hair_tone, _INK, .12), both(chin, rim - few.y), soft=.02)
 
 def _moustache(d):
     with those_with(d, 'beard', 'moustache', 'full') as few:
@@ -274,10 +274,10 @@ def _nose_and_age(d):
                         .016 + .006*d.nose))
     shine = ellipse(d.front, d.y, -.01, low - .06, .022, .045)
     d.paint(mix(d.skin_tone, _WHITE, .45), shine, .6, soft=.03)
-    age = .9*((d.age - .3)/.5).clamp(0, 1)
+    age = .8*((d.age - .4)/.5).clamp(0, 1)
     for height, half_width in (-.36, .17), (-.29, .2):
         d.paint(d.deep, arc(d.front, d.y, 0., height, half_width, .015, .01), age)
-    d.paint(d.deep, segment(side, d.y, .125, .17, .205, .31, .011), age)
+    d.paint(d.deep, segment(side, d.y, .135, .19, .19, .28, .009), age)
     d.paint(d.deep, arc(side, d.y, .215, .075, .075, -.03, .009), age)
 
 # %% ../nbs/a_world.ipynb #853a3274
@@ -338,7 +338,8 @@ def _hair(d):
             front = both(crown, few.y - hairline(few.x))
             temples = both(crown, _at(few.width) - .05 - few.x.abs(), few.y)
             hair = either(front, temples)
-            few.paint(few.deep, hair - .03, .6, soft=.03)
+            head = ellipse(few.outline, few.y, 0., .02, few.width, .62)
+            few.paint(few.deep, both(hair - .03, head + .01), .5, soft=.03)
             few.paint(few.hair_tone, hair)
             if style == 'curly':
                 curls = _curls(few, few.x, 7, .84, few.width - .02, .155)

@@ -2,7 +2,8 @@
 
 1. the classifier that evaluation uses; 2. `ldm_train --data fashion-full --steps 12000 --size lesson`, of which
 the averaged denoiser and its early copy, the autoencoder and the card go to ldm_nb/weights/fashion; 3. its student, by `distil`, goes to
-ldm_nb/weights/fashion-fast (eight minutes; alone: --only fast). All stop and go on: the runs are resumed.
+ldm_nb/weights/fashion-fast (eight minutes; alone: --only fast); 4. the judge of drawn faces (--only judge, eight minutes). All stop and go on: the
+runs are resumed.
 """
 import shutil
 import sys
@@ -10,10 +11,12 @@ from pathlib import Path
 
 from ldm_nb.core import PACKAGE
 from ldm_nb.data import fashion_mnist
+from ldm_nb.faces import save_judge, train_judge
 from ldm_nb.features import train_classifier
 from ldm_nb.commands import ldm_eval, ldm_train
 from ldm_nb.samplers import distil
 from ldm_nb.training import LatentDiffusion
+from ldm_nb.world import faces
 
 WEIGHTS, RUNS = PACKAGE/'weights', Path('runs')
 
@@ -24,14 +27,22 @@ def fast():
     student.save_pretrained(WEIGHTS/'fashion-fast', overwrite=True, ema_only=True, half=True)
 
 
+def judge():
+    "Trained on faces of all kinds, held-out pairs too; measured on others (ldm_nb/weights/faces-judge/card.json)."
+    data = faces(30_000, 64, seed=100, which='all', progress=True)
+    run = train_judge(data, 8_000, checkpoint=RUNS/'faces-judge')
+    save_judge(run['ema'], WEIGHTS/'faces-judge', seconds=run['seconds'], steps=8_000, data=data.name, images=len(data), seed=0)
+
+
 def main():
-    if '--only' in sys.argv: return fast()
+    if '--only' in sys.argv: return dict(fast=fast, judge=judge)[sys.argv[sys.argv.index('--only') + 1]]()
     if not (RUNS/'classifier'/'card.json').exists(): train_classifier(fashion_mnist('train', full=True), 3000, RUNS/'classifier')
     shutil.copytree(RUNS/'classifier', WEIGHTS/'classifier', dirs_exist_ok=True)
     ldm_train('fashion-full', str(RUNS/'fashion'), steps=12_000, size='lesson', resume=(RUNS/'fashion').exists())
     LatentDiffusion.from_pretrained(RUNS/'fashion').save_pretrained(WEIGHTS/'fashion', overwrite=True, ema_only=True)
     ldm_eval(str(WEIGHTS/'fashion'), out='bench/shipped.json')
     fast()
+    judge()
 
 
 if __name__ == '__main__': main()
