@@ -207,8 +207,8 @@ def check_asked_for(guidance, attributes:tuple,
              if any(t is not None and not t[:, i].isnan().all() for t in tables)]
     idle = [name for name in guidance if name not in there]
     if idle:
-        raise InputError(f'guidance is given for {listed(idle)}, which nobody asks for: '
-                         'ask for it, too, or leave its guidance out (asked for: '
+        raise InputError(f'guidance is given for {listed(idle)}, which nobody asks '
+                         'for: ask for it, too, or leave its guidance out (asked for: '
                          f'{listed(there) or "nothing"})')
 
 # %% ../nbs/a_attributes.ipynb #214bd294
