@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from .core import *
+from .attributes import guidance_text
 from .data import *
 from .autoencoder import *
 from .training import *
@@ -477,6 +478,18 @@ def _reconstruction(ldm, train, test, n, features, metrics): # {what: value}
             through(train.levels[rows]), test, features)
     return result
 
+def _rows_of(train, ldm, n, seed): # (n, k) of its attributes, or None
+    "Rows of images drawn at random, so that samples are asked for like real ones."
+    if ldm.attributes != train.attributes:
+        return None
+    rows = torch.randint(len(train), (n,), generator=generator(seed, 'rows'))
+    return train.values[rows]
+
+def _note_unasked(result, ldm, asked):
+    if ldm.attributes and asked is None:
+        result['notes'].append('the data have not the attributes of the model: samples '
+                               'were drawn with all of them left out')
+
 def _trained_on(ldm, train, test): # as evaluate takes it
     mine, theirs = ldm.trained_on(train), ldm.trained_on(test)
     older = str(ldm.card.get('data', '')) # all that an older model knows
@@ -493,8 +506,8 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
           )->tuple:             # (dict, images)
     """Sample `n` images and measure them, the autoencoder and the speed.
 
-    Classes are drawn as often as they are in `train`. `InputError`, before sampling,
-    if model, data and network do not fit."""
+    Classes are drawn as often as they are in `train`, attributes are those of images of
+    it. `InputError`, before sampling, if model, data and network do not fit."""
     if reference not in ('test', 'all'):
         raise InputError(f'reference is {shortened(reference)!r}: choose test or all')
     n, shape = whole('n', n, FEWEST), (ldm.autoencoder.image_channels, *ldm.image_size)
@@ -508,8 +521,9 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
     ldm._check_room(n, how['steps'])
     fits = ldm.classes and ldm.classes == train.classes and train.labels is not None
     labels = proportional_labels(train.counts, n) if fits else None
+    asked = _rows_of(train, ldm, n, seed) if ldm.attributes else labels
     start = time.perf_counter()
-    images = ldm.sample(n, labels, guidance=guidance, autoguidance=autoguidance,
+    images = ldm.sample(n, asked, guidance=guidance, autoguidance=autoguidance,
                         steps=steps, seed=seed, progress=True)
     seconds = time.perf_counter() - start
     result = evaluate(images, test, train, labels, features, seed=seed, progress=True,
@@ -518,6 +532,7 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
     if class_accuracy:
         _add_class_accuracy(result, images, labels, train, test, out)
     _note_searched(result, ldm)
+    _note_unasked(result, ldm, asked)
     recon = _reconstruction(ldm, train, test, n, features, result['metrics'])
     result |= dict(reconstruction=recon, guidance=how['guidance'],
                    autoguidance=how['autoguidance'], sampling=how,
@@ -607,8 +622,9 @@ def print_report(result:dict):
         _line(k, v)
     dials = 'guidance', 'autoguidance', 'sampling_steps', 'sampling_seed'
     for k in ('images_per_second', *dials):
-        if k in result:
-            _line(k, result[k])
+        value = result.get(k)
+        if value is not None:
+            _line(k, guidance_text(value) if isinstance(value, dict) else value)
     if metrics:
         print('± 95 %: for other samples of the same model and the same reference. '
               f'Precision to coverage: {result["images_for_shares"]:,} images of each '

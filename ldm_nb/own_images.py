@@ -363,6 +363,9 @@ def export_onnx(ldm:LatentDiffusion,
     or the sampler cannot be exported."""
     for name in ('onnx', 'onnxruntime'):
         _need(name, 'export')
+    if ldm.attributes:
+        raise InputError('a model of attributes cannot yet be exported to ONNX: share it '
+                         'with save_pretrained, or on the Hub (ldm_export --to hub)')
     folder, how = Path(folder), ldm.settings(**how)
     if how['sampler'] not in _WALKS or how['eta']:
         raise InputError(f'sampler is {how["sampler"]!r} and eta {how["eta"]:g}: '
@@ -432,6 +435,16 @@ def _rows(rows)->str: # a Markdown table, without the parts of table that need I
 
 def _in_a_row(v): return json.dumps(v) if isinstance(v, dict) else f'{v:,}'
 
+def _how_to_ask(ldm)->tuple: # an argument of sample, and a sentence
+    if ldm.attributes:
+        first = ldm.attributes[0]
+        asked = {first.name: first.choices[0] if first.choices else first.high}
+        return (f', labels={asked!r}',
+                f' Its attributes: {"; ".join(map(str, ldm.attributes))}.')
+    if not ldm.classes:
+        return '', ''
+    return f', labels={ldm.classes[0]!r}', f' Its classes: {", ".join(ldm.classes)}.'
+
 def _training_rows(card):
     for name, value in card.items():
         if name in ('recipe', 'class_counts'):
@@ -463,8 +476,7 @@ def _figures(report)->str: # of the README
 
 def _readme(ldm, name, where, report, license)->str:
     shape = ', '.join(map(str, (ldm.autoencoder.image_channels, *ldm.image_size)))
-    label = f', labels={ldm.classes[0]!r}' if ldm.classes else ''
-    classes = f' Its classes: {", ".join(ldm.classes)}.' if ldm.classes else ''
+    label, classes = _how_to_ask(ldm)
     origin = getattr(ldm.autoencoder, 'config', {}).get('origin')
     theirs = (f' Its autoencoder is {origin} ({ldm.autoencoder.config["kind"]}), which '
               'was not trained further and has a license of its own.' if origin else '')

@@ -18,6 +18,7 @@ from fastcore.imports import IN_NOTEBOOK
 from torch import Tensor, nn
 import ldm_nb
 from .core import *
+from .attributes import *
 from .data import *
 from .loop import *
 from .autoencoder import *
@@ -72,6 +73,8 @@ def _other_images(old, plan): # what differs in them, as far as it is known
             then, now = (listed(v, 5) if isinstance(v, list) else f'{v or "?":,}'
                          if isinstance(v, int) else '?' for v in (then, now))
             changes.append(f'{name} {then} then, {now} now')
+    then, now = map(_attribute_names, (old, plan))
+    changes += [f'attributes {then} then, {now} now']*(then != now)
     return f'the images are others ({"; ".join(changes) or "as many of the same size"})'
 
 def _check_same(out, old, plan):
@@ -108,14 +111,24 @@ def _plan(out, plan, resume)->dict:
 def _agreed(alone, out, data, resume, plan)->dict:
     "The plan, as the first process wrote it to out/run.json, in all processes."
     from accelerate.utils import broadcast_object_list
-    classes = data.classes if data.labels is not None else ()
+    by_class = data.labels is not None and not data.attributes
     plan = _as_json(plan | dict(
         data=data.name, images=data.fingerprint(), count=len(data),
-        shape=list(data.levels.shape[1:]), classes=classes, class_counts=data.counts,
+        shape=list(data.levels.shape[1:]),
+        classes=data.classes if by_class else (),
+        class_counts=data.counts if by_class else [],
+        attributes=[asdict(a) for a in data.attributes],
         value_range=data.value_range,
         ldm_nb=ldm_nb.__version__))
     plans = [_plan(out, plan, resume) if alone.is_main_process else None]
     return broadcast_object_list(plans)[0]
+
+def _attribute_names(plan):
+    return listed([row['name'] for row in plan.get('attributes') or []]) or 'none'
+
+def _asked(plan)->dict: # what a denoiser of this run can be asked for
+    sizes = sizes_of(attributes_from(plan.get('attributes')))
+    return dict(num_classes=len(plan['classes']), attributes=sizes)
 
 # %% ../nbs/a_runs.ipynb #ac0b443a
 def _part(tensors, prefix): # of a checkpoint
@@ -158,7 +171,7 @@ def _of_checkpoints(plan, about, one, two)->LatentDiffusion:
     vae, made = _vae_in(about, recipe, channels, one)
     for name in ('model', 'ema', 'guide'):
         if weights := _part(two, f'{name}.'):
-            net = _unet_of(recipe, recipe.latent_channels, len(plan['classes']))
+            net = _unet_of(recipe, recipe.latent_channels, **_asked(plan))
             net.load_state_dict(weights)
             net.trained_on = stats.fingerprint
             nets[name] = net.requires_grad_(False)
@@ -168,7 +181,8 @@ def _of_checkpoints(plan, about, one, two)->LatentDiffusion:
     seen = load_tensors(about)[0]['seen']
     return LatentDiffusion(vae, stats, nets['model'], nets['ema'], recipe.schedule,
                            recipe.prediction_type, side, plan['classes'], card,
-                           nets.get('guide'), seen, recipe.sampling)
+                           nets.get('guide'), seen, recipe.sampling, None,
+                           attributes_from(plan.get('attributes')))
 
 # %% ../nbs/a_runs.ipynb #4f41773e
 def cached_latents(autoencoder, images:Tensor,
@@ -202,10 +216,12 @@ def memory_needed(data:ImageData, recipe:Recipe,
     n, c, h, w = data.levels.shape
     H, W = (-(-s//side)*side for s in (h, w))
     vae = _vae_of(recipe, c)
-    unet = _unet_of(recipe, recipe.latent_channels, len(data.classes))
+    k, sizes = len(data.classes), sizes_of(data.attributes)
+    unet = _unet_of(recipe, recipe.latent_channels, 0 if sizes else k, sizes)
     x, l = torch.zeros(1, c, 2*side, 2*side), 2*side//recipe.f # one small image
     z = torch.zeros(1, recipe.latent_channels, l, l)
-    y = torch.zeros(1, dtype=torch.long) if data.classes else None
+    y = torch.zeros(1, dtype=torch.long) if k else None
+    y = torch.zeros(1, len(sizes)) if sizes else y
     passes = (0 if kept else
               recipe.ae_batch*kept_for_backward(vae, lambda m: vae_loss(m, x)),
               recipe.batch*kept_for_backward(unet, lambda m: diffusion_loss(m, z, y)))
@@ -251,6 +267,10 @@ def _check_run(data, recipe, seed, held_out, start, save_every):
     if not len(data) or (data.labels is not None and not data.classes):
         raise InputError(f'{data.name} holds {len(data)} images of {len(data.classes)} '
                          'classes: expected images, and names for all of their labels')
+    if held_out and held_out.attributes != data.attributes:
+        raise InputError(f'held_out has the attributes '
+                         f'{listed(held_out.attributes) or "none"}, {data.name} has '
+                         f'{listed(data.attributes) or "none"}: they must agree')
     if not isinstance(recipe, Recipe):
         raise InputError(f'recipe is {recipe!r}: expected a Recipe')
     for name in ('batch', 'ae_batch', 'accumulate'):
@@ -277,6 +297,7 @@ class _Start: # what a run starts from
     denoiser: UNet|None = None
     stats: LatentStats|None = None # if they stay
     classes: tuple = ()            # of the denoiser
+    attributes: tuple = ()         # the same, for a model of attributes
     kept: bool = False             # the autoencoder stays as it is
     sizes: dict|None = None        # fields of the recipe that follow
     keep: str|None = None          # one of KEEP
@@ -314,8 +335,8 @@ def _start(init, keep)->_Start:
         raise InputError(f'the autoencoder of init is a {type(vae).__name__}, which is '
                          "not trained here: pass keep='autoencoder' (--keep)")
     kept = keep == 'autoencoder'
-    return _Start(vae, init.ema, init.stats if kept else None, init.classes, kept,
-                  _sizes(vae, init), keep)
+    return _Start(vae, init.ema, init.stats if kept else None, init.classes,
+                  init.attributes, kept, _sizes(vae, init), keep)
 
 # %% ../nbs/a_runs.ipynb #f45432dc
 def recipe_like(init,        # a LatentDiffusion, its name, or an autoencoder alone
@@ -558,7 +579,8 @@ def _card(plan, one, two, seen)->dict:
 @dataclass
 class _Images: # of a run, as both stages need them
     levels: Tensor             # (n, c, h, w), padded
-    labels: Tensor|None
+    labels: Tensor|None        # (n,), or (n, k) scaled attributes
+    values: Tensor|None        # (n, k) attributes in natural units
     content: Tensor|None       # (n, 4), in the padded images
 
 def _padded(data, multiple, most=None):
@@ -569,7 +591,10 @@ def _padded(data, multiple, most=None):
     levels, content = pad_images(data.levels, multiple), data.content
     if content is not None:
         content = pad_content(content, data.levels.shape[-2:], multiple)
-    return _Images(levels, data.labels, content)
+    labels, values = data.labels, data.values
+    if data.attributes:
+        labels = scale_values(values, data.attributes)
+    return _Images(levels, labels, values, content)
 
 # %% ../nbs/a_runs.ipynb #65d7a567
 def _begin(vae, stats, seen, out, alone, start, plan, recipe):
@@ -579,9 +604,10 @@ def _begin(vae, stats, seen, out, alone, start, plan, recipe):
     about = dict(seen=seen), dict(stats=asdict(stats), config=config)
     save_tensors(kept/'about.safetensors', *about)
     if start.kept:
-        net = _unet_of(recipe, recipe.latent_channels, len(plan['classes']))
+        net = _unet_of(recipe, recipe.latent_channels, **_asked(plan))
         net.trained_on = stats.fingerprint
-        LatentDiffusion(vae, stats, net, net).save_pretrained(
+        attributes = attributes_from(plan.get('attributes'))
+        LatentDiffusion(vae, stats, net, net, attributes=attributes).save_pretrained(
             kept/'begun', overwrite=True, ema_only=True)
 
 def _stage_one(images, seen, recipe, plan, out, alone, start, watch, **budget):
@@ -630,7 +656,7 @@ def _ask_stage_one(images:_Images, recipe):
     return measure, preview
 
 # %% ../nbs/a_runs.ipynb #6c9ed20d
-def _ask_stage_two(images:_Images, recipe, vae, stats, side, classes):
+def _ask_stage_two(images:_Images, recipe, vae, stats, side, classes, attributes):
     "measure(unet) and preview(unet), as `_Watch.stage` takes them."
     schedule, latents = Schedule(recipe.schedule), None
     def measure(unet):
@@ -650,9 +676,14 @@ def _ask_stage_two(images:_Images, recipe, vae, stats, side, classes):
         return losses
     def preview(unet):
         ldm = LatentDiffusion(vae, stats, unet, unet, recipe.schedule,
-                              recipe.prediction_type, side, classes)
-        return ldm.sample(16, torch.arange(16) % len(classes) if classes else None,
-                          steps=4)
+                              recipe.prediction_type, side, classes,
+                              attributes=attributes)
+        asked, k = None, len(images.levels)
+        if attributes:
+            asked = images.values[torch.arange(16) % k]
+        elif classes:
+            asked = torch.arange(16) % len(classes)
+        return ldm.sample(16, asked, steps=4)
     return measure, preview
 
 # %% ../nbs/a_runs.ipynb #28fd21fc
@@ -725,6 +756,7 @@ def _two_stages(data, held_out, out, plan, recipe, resume, alone, start, watch, 
     images, seen = _padded(data, multiple), data.hashes()
     others = held_out and _padded(held_out, multiple, 256)
     side, classes, here = data.levels.shape[-2:], plan['classes'], alone.is_main_process
+    attributes = data.attributes
     def asked(stage, ask, *given): # only the first process looks
         measure, preview = ask(others or images, recipe, *given)
         return watch.stage(stage, others and measure, preview) if here else None
@@ -732,16 +764,18 @@ def _two_stages(data, held_out, out, plan, recipe, resume, alone, start, watch, 
         images, seen, recipe, plan, out, alone, start,
         asked('autoencoder', _ask_stage_one), **plan['budgets']['autoencoder'], **how)
     watch.before = len(one['losses'])
-    see = asked('denoiser', _ask_stage_two, one['model'], stats, side, classes)
-    two = train_denoiser(latents, data.labels, stats, recipe, len(classes),
+    see = asked('denoiser', _ask_stage_two, one['model'], stats, side, classes,
+                attributes)
+    two = train_denoiser(latents, images.labels, stats, recipe, len(classes),
                          plan['seed'], **_changed(images, one['model'], stats, recipe),
-                         init=_first_denoiser(start, recipe, classes), watch=see,
+                         init=_first_denoiser(start, recipe, plan), watch=see,
+                         attributes=sizes_of(attributes),
                          checkpoint=out/'checkpoints'/'denoiser',
                          **plan['budgets']['denoiser'], **how)
     ldm = LatentDiffusion(one['model'], stats, two['model'], two['ema'],
                           recipe.schedule, recipe.prediction_type, side, classes,
                           _card(plan, one, two, watch.seen), two['guide'], seen,
-                          recipe.sampling)
+                          recipe.sampling, None, attributes)
     if here:
         ldm.save_pretrained(out/'model', overwrite=resume)
         save_film(out)
@@ -749,10 +783,20 @@ def _two_stages(data, held_out, out, plan, recipe, resume, alone, start, watch, 
     return ldm, {stage: values for stage, values in losses.items() if len(values)}
 
 # %% ../nbs/a_runs.ipynb #448ff628
-def _first_denoiser(start, recipe, classes): # None: random weights
+def _first_denoiser(start, recipe, plan): # None: random weights
     if start.denoiser is None: return None
-    like = _unet_of(recipe, recipe.latent_channels, len(classes)).config
-    return for_classes(start.denoiser, start.classes, tuple(classes), **like)
+    attributes = attributes_from(plan['attributes'])
+    like = _unet_of(recipe, recipe.latent_channels, **_asked(plan)).config
+    if not (attributes or start.attributes):
+        classes = tuple(plan['classes'])
+        return for_classes(start.denoiser, start.classes, classes, **like)
+    torch.manual_seed(seed_for(plan['seed'], 'conditions'))
+    copied = UNet(**start.denoiser.config | like)
+    same = attributes == start.attributes # else what it knew of them is forgotten
+    weights = {k: v for k, v in start.denoiser.state_dict().items()
+               if same or not k.startswith('label.')}
+    copied.load_state_dict(weights, strict=False)
+    return copied
 
 def _changed(images, vae, stats, recipe)->dict:
     "What `train_denoiser` needs beside latents: `encode` if images change, `mask`."

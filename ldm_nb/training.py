@@ -19,6 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 import ldm_nb
 from .core import *
+from .attributes import *
 from .data import *
 from .loop import *
 from .autoencoder import *
@@ -75,10 +76,10 @@ def _vae_of(recipe, image_channels):
                recipe.encoder_depth, recipe.decoder_depth, image_channels,
                resize=recipe.resize)
 
-def _unet_of(recipe, channels, num_classes):
+def _unet_of(recipe, channels, num_classes, attributes=()):
     augment = 3*bool(recipe.flip or recipe.shift) # flipped, moved right and down
     return UNet(channels, recipe.widths, recipe.blocks, num_classes, recipe.emb_dim,
-                recipe.dropout, augment)
+                recipe.dropout, augment, attributes)
 
 def train_autoencoder(images:Tensor, # (n, c, h, w), padded: floats or uint8 levels
                       recipe:Recipe,
@@ -106,7 +107,7 @@ def train_autoencoder(images:Tensor, # (n, c, h, w), padded: floats or uint8 lev
 
 # %% ../nbs/05_training.ipynb #9ce5fbfa
 def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
-                   labels:Tensor|None, # (n,) or None
+                   labels:Tensor|None, # (n,), (n, k) scaled attributes, or None
                    stats:LatentStats,  # of the latents
                    recipe:Recipe,
                    num_classes=0,
@@ -114,12 +115,13 @@ def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
                    init:UNet|None=None, # whose weights it starts from
                    encode=None, # (indices, changes) -> latents of changed images
                    mask=None,   # (indices, changes) -> (b, 1, h, w), 1 where it counts
+                   attributes=(), # choices of each, 0 for a number: sizes_of
                    **budget):          # num_steps or seconds, checkpoint
     """Stage two: a `UNet` on standardised latents. Returns what `fit` does.
-    Labels are hidden with probability `label_dropout`. If the recipe flips or shifts,
-    the latents are those of `encode`, and the network is told each change."""
+    Labels are hidden by `drop_conditions`. If the recipe flips or shifts, the latents
+    are those of `encode`, and the network is told each change."""
     torch.manual_seed(seed_for(seed, 'denoiser'))
-    unet = _unet_of(recipe, latents.shape[1], num_classes)
+    unet = _unet_of(recipe, latents.shape[1], num_classes, attributes)
     if init is not None:
         unet.load_state_dict(init.state_dict())
     if unet.config['augment'] and encode is None:
@@ -131,8 +133,8 @@ def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
     def loss(model, i):
         y, changes = None, random_changes(len(i), recipe)
         if labels is not None:
-            kept = torch.rand(len(i)) >= recipe.label_dropout
-            y = labels[i].where(kept, num_classes).to(device)
+            y = drop_conditions(labels[i], num_classes, recipe.label_dropout)
+            y = y.to(device)
         if changes is not None:
             z, model = encode(i, changes), partial(model, augment=changes.to(device))
         else:
@@ -158,10 +160,12 @@ class LatentDiffusion(nn.Module):
                  guide:UNet|None=None, # a weaker denoiser, for autoguidance
                  seen=None,           # hashes (n,) of the images it was trained on
                  sampling=None,       # settings of sample that this model was made for
-                 late:UNet|None=None): # takes the place of ema where t is below 1/2
+                 late:UNet|None=None, # takes the place of ema where t is below 1/2
+                 attributes=()):      # of Attribute, for a model without classes
         super().__init__()
         others = [net for net in (guide, late) if net]
         _check_parts(autoencoder, stats, [denoiser, ema, *others])
+        self.attributes = _checked_attributes(attributes, ema)
         self.autoencoder, self.stats = autoencoder.eval(), stats
         self.denoiser, self.ema = denoiser.eval(), ema.eval()
         self.guide, self.late = guide and guide.eval(), late and late.eval()
@@ -196,9 +200,11 @@ def sample(self:LatentDiffusion,
            spacing=None,     # of the times: uniform, snr, karras or trailing
            interval=None,    # times (from, to) in which guidance is on (chapter 08)
            rescale=None,     # share of the contrast by guidance that is taken back
-           negative=None     # a class or n of them, to go away from
+           negative=None     # like labels: to go away from
           )->Tensor:         # (n, c, h, w) in [-1, 1]
     """Draw `n` images. The same seed gives the same images on one device.
+    A model of attributes takes a dict as label, n of them, or a table (n, k) in natural
+    units, and as guidance also {attribute: number}; what is not named is left out.
     What is None is as `settings` says. `InputError` names what cannot be used."""
     if negative is not None and guidance is None:
         guidance = 2. # which goes away from it
@@ -207,9 +213,7 @@ def sample(self:LatentDiffusion,
     n, batch = whole('n', n), self._batch if batch_size is None else batch_size
     batch = whole('batch_size', batch)
     self._check_room(n, how['steps'])
-    labels = self._labels(n, labels, seed)
-    if negative is not None:
-        negative = self._labels(n, negative)
+    labels, negative = self._conditions(n, labels, negative, seed, how['guidance'])
     noise = torch.randn(n, *self._latent_shape, generator=generator(seed, 'sample'))
     out, hidden = [], {} if progress else dict(disable=True)
     with progress_bar(total=n*how['steps'], desc='sampling', leave=False, **hidden) as bar:
@@ -386,6 +390,15 @@ def for_data(cls:Recipe,
     return (recipe, [why for _, why in chosen]) if reasons else recipe
 
 # %% ../nbs/05_training.ipynb #eb9522c8
+def _checked_attributes(attributes, net):
+    "As a tuple. `InputError` unless they are those of the denoiser."
+    attributes, sizes = tuple(attributes), getattr(net, 'config', {}).get('attributes')
+    if list(sizes_of(attributes)) != list(sizes or []):
+        raise InputError(f'the attributes are {listed(attributes) or "none"}, the '
+                         f'denoiser was made for choices of {sizes or "none"}: they '
+                         'must agree')
+    return attributes
+
 @patch(as_prop=True)
 def _multiple(self:LatentDiffusion): return self.autoencoder.f*2**self.ema.shrinks
 
@@ -441,7 +454,7 @@ def _batch(self:LatentDiffusion): return batch_for(*self.image_size)
 
 def _finite(images, how):
     if not images.isfinite().all():
-        raise InputError(f'guidance {how["guidance"]:g} and autoguidance '
+        raise InputError(f'guidance {guidance_text(how["guidance"])} and autoguidance '
                          f'{how["autoguidance"]:g} give images that hold NaN or Inf: '
                          'take them nearer to 1')
     return images
@@ -452,12 +465,13 @@ def _size(net): return f'{sum(p.numel() for p in net.parameters()):,}'
 def __repr__(self:LatentDiffusion):
     "Images, latents, classes, parameters and training in a few lines."
     by = ' x '.join
-    names, card = self.classes, self.card
+    names, card = self.classes or self.attributes, self.card
     rows = dict(
         images=by(map(str, (self.autoencoder.image_channels, *self.image_size))),
         latents=by(map(str, self._latent_shape)),
-        classes=shorten(f'{len(names)}: {", ".join(names)}', 60, placeholder=' ...')
-                if names else 'none',
+        **{'attributes' if self.attributes else 'classes':
+           shorten(f'{len(names)}: {", ".join(map(str, names))}', 60, placeholder=' ...')
+           if names else 'none'},
         parameters=f'autoencoder {_size(self.autoencoder)}, denoiser {_size(self.ema)}',
         diffusion=f'schedule {self.schedule.name}, predicts {self.prediction_type}',
         guide=f'{_size(self.guide)} parameters' if self.guide else 'none',
@@ -493,8 +507,8 @@ def _labels(self:LatentDiffusion, n, labels, seed=0): # (n,) positions, or None
     k, known = self.ema.num_classes, self.card.get('class_counts') or []
     if labels is None and k:
         return proportional_labels(known if len(known) == k else [1]*k, n, seed)
-    if labels is None:
-        return None
+    if labels is None or self.attributes or isinstance(labels, dict):
+        return self._rows(n, labels)
     if not k:
         raise InputError('this model was trained without labels: leave labels out')
     if isinstance(labels, np.ndarray) and labels.dtype.kind in 'UO': # names
@@ -509,6 +523,35 @@ def _labels(self:LatentDiffusion, n, labels, seed=0): # (n,) positions, or None
     if labels.shape != (n,):
         raise InputError(f'{tuple(labels.shape)} labels for n = {n}: give one, or n')
     return labels
+
+# %% ../nbs/05_training.ipynb #a77a1b05
+@patch
+def _rows(self:LatentDiffusion, n, given): # (n, k), scaled, or None
+    "What `sample` makes of a dict, of n of them, or of a table."
+    if given is None:
+        return None
+    if not self.attributes:
+        raise InputError(f'labels are {given!r:.60}: this model has no attributes, give '
+                         f'a class ({listed(self.classes) or "it has none"})')
+    return scale_values(attribute_table(given, self.attributes, n), self.attributes)
+
+@patch
+def _conditions(self:LatentDiffusion, n, labels, negative, seed, guidance):
+    labels = self._labels(n, labels, seed)
+    negative = negative if negative is None else self._labels(n, negative)
+    check_asked_for(guidance, self.attributes, labels, negative)
+    return labels, negative
+
+def _strengths(guidance, ldm): # a float, or {name: float}
+    attributes = getattr(ldm, 'attributes', ())
+    if not isinstance(guidance, dict):
+        return _number('guidance', guidance)
+    if not attributes:
+        raise InputError(f'guidance is {guidance}: this model has no attributes, give '
+                         'one number')
+    found = {attribute_position(name, attributes): _number(f'guidance of {name}', g)
+             for name, g in guidance.items()}
+    return {attributes[i].name: g for i, g in found.items()}
 
 # %% ../nbs/05_training.ipynb #5f189fcf
 def _number(name, value, least=-math.inf, most=math.inf)->float:
@@ -546,7 +589,7 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
     If one is, it is off (1)."""
     if guidance is None and autoguidance is None:
         return (1., self.sampling.get('autoguidance', 3.)) if self.guide else (2., 1.)
-    guidance = 1. if guidance is None else _number('guidance', guidance)
+    guidance = _strengths(1. if guidance is None else guidance, self)
     autoguidance = (1. if autoguidance is None
                     else _number('autoguidance', autoguidance))
     if autoguidance != 1 and not self.guide:
@@ -585,9 +628,10 @@ def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
 def _walk(self:LatentDiffusion, x, labels, negative, how, generator, callback):
     "Latents (b, c, h, w) that noise x becomes, as `how` says."
     from ldm_nb.samplers import walk # chapter 07, which is read later
+    strength = by_position(how['guidance'], self.attributes)
     def asks(net):
         return guided(net, labels, self.schedule, self.prediction_type,
-                      how['guidance'], self.guide, how['autoguidance'],
+                      strength, self.guide, how['autoguidance'],
                       how['interval'], how['rescale'], negative)
     early, late = asks(self.ema), asks(self.late or self.ema)
     def denoise(x, t):
@@ -615,6 +659,8 @@ def _write_model(self, folder, nets, half):
         prediction_type=self.prediction_type, image_size=list(self.image_size),
         classes=list(self.classes), stats=asdict(self.stats), files=files,
         sampling=self.sampling)
+    if self.attributes:
+        config['attributes'] = [asdict(a) for a in self.attributes]
     write_json(folder/'config.json', config | dict(checksum=_config_checksum(config)))
 
 def _read_config(folder):
@@ -707,6 +753,14 @@ def _find_model(name):
             f'{name} is not a folder here, and cannot be downloaded from the Hugging '
             f'Face Hub ({type(e).__name__}): check the name and the network') from None
 
+def _unfinished(path):
+    from ldm_nb import runs # the page of the workshop, which is read later
+    return runs._unfinished(path)
+
+if __name__ == '__main__' and '__file__' in globals(): # as a program, not in a notebook
+    sys.exit('python -m ldm_nb.training has moved: type python -m ldm_nb.commands, '
+             'with the same options')
+
 # %% ../nbs/05_training.ipynb #d1e40012
 def _load_net(folder, part, kind):
     "One network of a saved model, frozen."
@@ -733,13 +787,13 @@ def from_pretrained(cls:LatentDiffusion,
         return _load_net(folder, part, kind) if there else otherwise
     ema = _load_net(folder, 'ema', UNet)
     denoiser, guide = load('denoiser', UNet, otherwise=ema), load('guide', UNet)
-    late = load('late', UNet)
     has_seen = 'seen.safetensors' in config['files']
     seen = load_tensors(folder/'seen.safetensors')[0]['seen'] if has_seen else None
     return cls(_load_net(folder, 'autoencoder', VAE), LatentStats(**config['stats']),
                denoiser, ema, config['schedule'], config['prediction_type'],
                config['image_size'], config['classes'], read_json(folder/'card.json'),
-               guide, seen, config.get('sampling'), late).to(default_device())
+               guide, seen, config.get('sampling'), load('late', UNet),
+               attributes_from(config.get('attributes'))).to(default_device())
 
 @patch
 def push_to_hub(self:LatentDiffusion, repo_id, # owner/name
@@ -750,12 +804,3 @@ def push_to_hub(self:LatentDiffusion, repo_id, # owner/name
     This needs the network, and a token: `hf auth login`."""
     from ldm_nb.own_images import push # chapter 11, which is read later
     return push(self, repo_id, private, report, license)
-
-# %% ../nbs/05_training.ipynb #b56c3517
-def _unfinished(path):
-    from ldm_nb import runs # the page of the workshop, which is read later
-    return runs._unfinished(path)
-
-if __name__ == '__main__' and '__file__' in globals(): # as a program, not in a notebook
-    sys.exit('python -m ldm_nb.training has moved: type python -m ldm_nb.commands, '
-             'with the same options')
