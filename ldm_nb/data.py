@@ -457,7 +457,7 @@ def parse_size(text)->tuple: # (height, width)
     return sides((int(height), int(width or height)))
 
 # %% ../nbs/a_data.ipynb #fb8475bc
-BUILT_IN = 'fashion', 'fashion-full', 'emoji'
+BUILT_IN = 'fashion', 'fashion-full', 'emoji', 'faces'
 
 def built_in(name)->str|None:
     """Which of `BUILT_IN` is meant by `name`, or which `hub:` name; None for a folder.
@@ -482,7 +482,7 @@ def built_in(name)->str|None:
                          'a folder of images, or hub:OWNER/NAME')
 
 # %% ../nbs/a_data.ipynb #4c600e3f
-def load_data(name,    # fashion, fashion-full, emoji, a folder or hub:OWNER/NAME
+def load_data(name,    # one of BUILT_IN, a folder or hub:OWNER/NAME
               size=32, # pixels per side or (height, width), not for fashion
               held_out:float=.1, # part of a folder that becomes the test images
               channels:int|None=None, # of a folder: 1 or 3; default 1 if all are grey
@@ -497,8 +497,8 @@ def load_data(name,    # fashion, fashion-full, emoji, a folder or hub:OWNER/NAM
              )->tuple:     # (train, test), both ImageData
     """Training and test images by the name that the commands take.
 
-    `size` is in pixels: a folder's images and emoji are made as large, while
-    Fashion-MNIST stays as it is. At most 2,000 images of a folder are held out, unless
+    `size` is in pixels: a folder's images, emoji and faces are made as large,
+    while Fashion-MNIST stays as it is. At most 2,000 images of a folder are held out, unless
     `held_out` is a half or more; a part `val` or `test` that is there already is held
     out instead.
     """
@@ -533,12 +533,22 @@ def _parts(found, name, attributes=None): # a Folder -> train, test
 
 # %% ../nbs/a_data.ipynb #fcdfec25
 def _load_built_in(word, size, channels):
-    if word != 'emoji':
+    if word.startswith('fashion'):
         full = word.endswith('full')
         return fashion_mnist('train', full), fashion_mnist('test', full)
     if channels == 1:
-        raise InputError('channels is 1, and emoji have colours: expected 3, or none')
+        raise InputError(f'channels is 1, and {word} have colours: expected 3, or none')
+    if word == 'faces':
+        return _drawn_faces(size)
     return emoji('train', size), emoji('test', size)
+
+def _drawn_faces(size):
+    from ldm_nb.world import faces # a page that is read later
+    height, width = sides(size)
+    if height != width:
+        raise InputError(f'pixels is {height}x{width}: faces are square, expected one '
+                         'number')
+    return faces(20_000, height, seed=0, progress=True), faces(2_000, height, seed=1)
 
 def _unseen(test, twins):
     "`test` without images that are, at this size, among the others in another file."

@@ -2,11 +2,12 @@
 
 1. the classifier that evaluation uses; 2. `ldm_train --data fashion-full --steps 12000 --size lesson`, of which
 the averaged denoiser and its early copy, the autoencoder and the card go to ldm_nb/weights/fashion; 3. its student, by `distil`, goes to
-ldm_nb/weights/fashion-fast (eight minutes; alone: --only fast); 4. the judge of drawn faces (--only judge, eight minutes). All stop and go on: the
-runs are resumed.
+ldm_nb/weights/fashion-fast (eight minutes; alone: --only fast); 4. the judge of drawn faces (--only judge, eight minutes);
+5. the model of drawn faces (--only faces, an hour). All stop and go on: the runs are resumed.
 """
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from ldm_nb.core import PACKAGE
@@ -15,10 +16,11 @@ from ldm_nb.faces import save_judge, train_judge
 from ldm_nb.features import train_classifier
 from ldm_nb.commands import ldm_eval, ldm_train
 from ldm_nb.samplers import distil
-from ldm_nb.training import LatentDiffusion
+from ldm_nb.runs import train_latent_diffusion
+from ldm_nb.training import LatentDiffusion, Recipe
 from ldm_nb.world import faces
 
-WEIGHTS, RUNS = PACKAGE/'weights', Path('runs')
+WEIGHTS, RUNS, MINUTES = PACKAGE/'weights', Path('runs'), 55
 
 
 def fast():
@@ -34,8 +36,17 @@ def judge():
     save_judge(run['ema'], WEIGHTS/'faces-judge', seconds=run['seconds'], steps=8_000, data=data.name, images=len(data), seed=0)
 
 
+def draw_faces():
+    "f = 4 and three resolutions: long enough, what the autoencoder keeps decides (chapter 12)."
+    recipe = Recipe.for_data((3, 64, 64), 40_000, MINUTES)
+    recipe = replace(recipe, f=4, latent_channels=4, ae_width=64, ae_share=.18, widths=(48, 96, 128), batch=32, lr=1.5e-3, ema_decay=.999)
+    folder, others = RUNS/'faces', faces(2_000, 64, seed=1)
+    ldm, _ = train_latent_diffusion(faces(40_000, 64, seed=0, progress=True), folder, MINUTES, recipe=recipe, held_out=others, resume=folder.exists())
+    ldm.save_pretrained(WEIGHTS/'faces', overwrite=True, ema_only=True, half=True)
+
+
 def main():
-    if '--only' in sys.argv: return dict(fast=fast, judge=judge)[sys.argv[sys.argv.index('--only') + 1]]()
+    if '--only' in sys.argv: return dict(fast=fast, judge=judge, faces=draw_faces)[sys.argv[sys.argv.index('--only') + 1]]()
     if not (RUNS/'classifier'/'card.json').exists(): train_classifier(fashion_mnist('train', full=True), 3000, RUNS/'classifier')
     shutil.copytree(RUNS/'classifier', WEIGHTS/'classifier', dirs_exist_ok=True)
     ldm_train('fashion-full', str(RUNS/'fashion'), steps=12_000, size='lesson', resume=(RUNS/'fashion').exists())
@@ -43,6 +54,7 @@ def main():
     ldm_eval(str(WEIGHTS/'fashion'), out='bench/shipped.json')
     fast()
     judge()
+    draw_faces()
 
 
 if __name__ == '__main__': main()
