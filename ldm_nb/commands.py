@@ -18,6 +18,7 @@ import torch
 from fastcore.script import anno_parser
 from .core import *
 from .folder import *
+from .attributes import *
 from .data import *
 from .loop import *
 from .features import *
@@ -44,13 +45,41 @@ def _trouble(error)->tuple: # what to say, exit code
     return (f'a fault of ldm_nb ({type(error).__name__}: {words[0][:200]}): please '
             'report it, with what LDM_DEBUG=1 shows'), 1
 
-# %% ../nbs/a_commands.ipynb #cc1a5546
+# %% ../nbs/a_commands.ipynb #a77a1b21
 def _typed(arguments): # --like-this may also be --like_this, as in Python
     for text in arguments:
         name, sign, value = text.partition('=')
         yield (name.replace('-', '_').replace('__', '--', 1) if name.startswith('--')
                else name) + sign + value
 
+def _parser(func): # the parser, its names, and whether the function takes others, too
+    whole_one = signature(func)
+    named = [p for p in whole_one.parameters.values() if p.kind != p.VAR_KEYWORD]
+    func.__signature__ = whole_one.replace(parameters=named) # all that is looked at
+    try:
+        parser = anno_parser(func, func.__name__)
+    finally:
+        del func.__signature__
+    names = [p.name for p in named]
+    return parser, names, len(named) < len(whole_one.parameters)
+
+def _others(typed, names, parser): # the rest, {name: value} of unknown options
+    known = {f'--{name}' for name in (*names, 'help', 'pdb', 'xtra', '')}
+    rest, others, texts = [], {}, iter(typed)
+    for text in texts:
+        name, sign, value = text.partition('=')
+        if not name.startswith('--') or name in known:
+            rest.append(text)
+            if text == '--': # only names of files follow
+                rest += texts
+            continue
+        value = value if sign else next(texts, '--')
+        if value.startswith('--'):
+            parser.error(f'argument {name}: expected one argument')
+        others[name.removeprefix('--')] = value
+    return rest, others
+
+# %% ../nbs/a_commands.ipynb #cc1a5546
 def command(func):
     """Decorator: gives a function `func.shell`, the command made of its signature.
 
@@ -66,13 +95,16 @@ def command(func):
         warnings.showwarning = say_warning
         for stream in sys.stdout, sys.stderr: # names of files may be any bytes
             stream.reconfigure(errors='backslashreplace')
-        parser, names = anno_parser(func, func.__name__), signature(func).parameters
-        given = vars(parser.parse_args([*_typed(sys.argv[1:])]))
+        parser, names, takes_others = _parser(func)
+        typed, others = [*_typed(sys.argv[1:])], {}
+        if takes_others:
+            typed, others = _others(typed, names, parser)
+        given = vars(parser.parse_args(typed))
         for name in names:
             if isinstance(given[name], list): # argparse's answer to --name=--
                 parser.error(f'argument --{name}: expected one argument')
         try:
-            func(**{name: given[name] for name in names})
+            func(**{name: given[name] for name in names}, **others)
         except (Exception, KeyboardInterrupt) as e:
             if os.environ.get('LDM_DEBUG'):
                 raise
@@ -127,6 +159,30 @@ def _save_folder(out, images):
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
+# %% ../nbs/a_commands.ipynb #a77a1b22
+def _strength(given): # a number, {attribute: number} or None, of what was typed
+    if not isinstance(given, str):
+        return given
+    pairs = named_pairs(given, 'guidance') if '=' in given else {'': given}
+    try:
+        pairs = {name: float(value) for name, value in pairs.items()}
+    except ValueError:
+        raise InputError(f'guidance is {shortened(given)!r}: expected a number, or '
+                         'attribute=number, and commas between several') from None
+    return pairs.get('', pairs)
+
+def _asked_for(ldm, label, guidance, negative, attributes)->dict: # as `sample` has it
+    if ldm.attributes: # --label a=b is for names that are options of the command
+        label = named_pairs(label, 'label') if label else {}
+        label = label | attributes or None
+        negative = negative and named_pairs(negative, 'negative')
+    elif attributes:
+        raise InputError(f'{listed([f"--{name}" for name in attributes])}: there is no '
+                         'such option, and this model has no attributes. It has '
+                         + (f'the classes {listed(ldm.classes)} (--label)'
+                            if ldm.classes else 'no classes either'))
+    return dict(labels=label, guidance=_strength(guidance), negative=negative)
+
 # %% ../nbs/a_commands.ipynb #4778c11a
 @command
 def ldm_sample(# a folder, a shipped name (fashion, fashion-fast) or a Hub id
@@ -134,8 +190,8 @@ def ldm_sample(# a folder, a shipped name (fashion, fashion-fast) or a Hub id
                n:int=16,  # images to draw
                # class, by name or number; by default as often as in the training data
                label:str=None,
-               # 0 ignores labels, 1 follows them, more exaggerates them
-               guidance:float=None,
+               # 0 ignores labels, 1 follows them, more exaggerates them; for attributes
+               guidance:str=None, # also expression=3,glasses=2
                steps:int=None, # of the sampler (default 7; 4 of fashion-fast)
                seed:int=0,   # the same seed, the same images
                # picture of all images (.png, .jpg, .webp ...), or, with a / at the end,
@@ -150,15 +206,16 @@ def ldm_sample(# a folder, a shipped name (fashion, fashion-fast) or a Hub id
                # ddpm, ddim, euler, heun, dpm (the default) or consistency
                sampler:str=None,
                spacing:str=None, # of its times: uniform, snr, karras, trailing, late
-               negative:str=None): # class to go away from, instead of no class
-    "Draw images from a trained latent diffusion model."
+               negative:str=None, # class to go away from; or glasses=yes,beard=full
+               **attributes): # of a model of attributes
+    "Draw images from a trained model. Its attributes are options, too: --hair red"
     _check_out(out)
     if npy:
         _check_file(npy, '.npy')
     ldm = LatentDiffusion.from_pretrained(model, unfinished=unfinished)
-    images = ldm.sample(n, label, guidance, steps, seed, progress=True,
-                        autoguidance=autoguidance, sampler=sampler, spacing=spacing,
-                        negative=negative)
+    asked = _asked_for(ldm, label, guidance, negative, attributes)
+    images = ldm.sample(n, steps=steps, seed=seed, progress=True, sampler=sampler,
+                        autoguidance=autoguidance, spacing=spacing, **asked)
     if _is_folder(out):
         _save_folder(out, images)
     else:
@@ -226,7 +283,7 @@ def _write_results(out, losses, figures, images):
 # %% ../nbs/a_commands.ipynb #66e046b9
 _RECIPE = 'lr', 'ae_lr', 'batch', 'flip'               # options of a recipe,
 _DATA = ('held_out', 'channels', 'fit', 'cache',       # of the data,
-         'split', 'image', 'label')
+         'split', 'image', 'label', 'attributes')
 _REPORT = 'features', 'guidance', 'reference'          # of the report,
 _RUN = ('init', 'autoencoder', 'keep',                 # and of the run
         'save_every', 'previews', 'track')
@@ -239,7 +296,8 @@ def _source(run): # what run.json keeps, so that the run can go on
         return str(Path(name).resolve()) if name and Path(name).exists() else name
     return dict(data=_absolute(run['data']), pixels=run['pixels'], keep=run['keep'],
                 init=found(run['init']), autoencoder=found(run['autoencoder']),
-                **_of(run, _DATA))
+                **_of(run, _DATA) | _of(dict(attributes=found(run['attributes'])),
+                                        ['attributes']))
 
 def _starts_from(run): # a model, an autoencoder of diffusers, or None
     if run['init'] and run['autoencoder']:
@@ -327,6 +385,9 @@ def _print_data(name, train, test):
     print(f'{name}: {len(train):,} training and {len(test):,} test images '
           f'of {h} x {w}, {c} channel(s), '
           f'{len(train.classes)} classes; device {default_device()}')
+    if train.attributes:
+        print(f'{name}: trained on {len(train.attributes)} attributes: '
+              f'{listed(train.attributes, 40, 100)}')
 
 # %% ../nbs/a_commands.ipynb #7928af55
 @command
@@ -352,6 +413,7 @@ def ldm_train(# fashion (the default), fashion-full, emoji, a folder or hub:OWNE
               cache:str=None, # folder for the resized images, for very many of them
               split:str=None, # of a data set of the Hub: the part to train on,
               image:str=None, label:str=None, # and its columns
+              attributes:str=None, # table of a folder's pictures, to be trained on
               init:str=None, # a trained model to start from: folder, name or Hub id
               keep:str=None, # of it: both (to train on), autoencoder, only-autoencoder
               autoencoder:str=None, # of diffusers, kept as it is: a folder or Hub id
@@ -520,7 +582,8 @@ def _measure_model(what, data, features, seed, skip, dials):
     "The figures of samples of a model."
     ldm = LatentDiffusion.from_pretrained(what)
     parts = load_data(data, max(ldm.image_size), skip_unreadable=skip,
-                      value_range=ldm.card.get('value_range'))
+                      value_range=ldm.card.get('value_range'),
+                      attributes=dials.pop('attributes', None))
     train, test = (_same_channels(part, ldm.autoencoder.image_channels, what, warn)
                    for part, warn in zip(parts, (True, False)))
     _print_judge(test, features or None)
@@ -547,12 +610,14 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              autoguidance:float=None,
              skip_unreadable:bool=False, # go on without files that cannot be read
              reference:str='test', # test, the held-out images, or all, as in papers
-             no_class_accuracy:bool=False): # train no classifier of the data's classes
+             no_class_accuracy:bool=False, # train no classifier of the data's classes
+             attributes:str=None): # table of a folder's pictures: what to draw
     "Measure a model, or images in files, against held-out real images."
     if out:
         _check_file(out, '.json')
     everything = _is_all(reference)
-    dials = dict(n=n, guidance=guidance, steps=steps, autoguidance=autoguidance)
+    dials = dict(n=n, guidance=guidance, steps=steps, autoguidance=autoguidance,
+                 attributes=attributes)
     dials = {name: value for name, value in dials.items() if value is not None}
     if _holds_images(what):
         if dials:

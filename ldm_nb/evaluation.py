@@ -622,8 +622,8 @@ def print_report(result:dict):
         _line(k, v)
     dials = 'guidance', 'autoguidance', 'sampling_steps', 'sampling_seed'
     for k in ('images_per_second', *dials):
-        value = result.get(k)
-        if value is not None:
+        if k in result:
+            value = result[k]
             _line(k, guidance_text(value) if isinstance(value, dict) else value)
     if metrics:
         print('± 95 %: for other samples of the same model and the same reference. '

@@ -364,8 +364,8 @@ def export_onnx(ldm:LatentDiffusion,
     for name in ('onnx', 'onnxruntime'):
         _need(name, 'export')
     if ldm.attributes:
-        raise InputError('a model of attributes cannot yet be exported to ONNX: share it '
-                         'with save_pretrained, or on the Hub (ldm_export --to hub)')
+        raise InputError('a model of attributes cannot yet be exported to ONNX: share '
+                         'it as it is, or on the Hub (ldm_export --to hub)')
     folder, how = Path(folder), ldm.settings(**how)
     if how['sampler'] not in _WALKS or how['eta']:
         raise InputError(f'sampler is {how["sampler"]!r} and eta {how["eta"]:g}: '
