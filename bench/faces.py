@@ -1,0 +1,164 @@
+"""Is it what was asked for? python bench/faces.py [MODEL]   (half an hour on 2 CPU cores)
+
+The shipped model of faces, read by the shipped judge of attributes; EfficientNet-Lite0 (own.py's judge: 128 directions) gives
+distances, KID, precision and recall against renders. Each part is a key of ldm_nb/results/faces.json, and is kept once it is there.
+"""
+import os
+import sys
+import time
+
+os.environ.setdefault('TQDM_DISABLE', '1')
+import torch
+
+from ldm_nb.attributes import attribute_row
+from ldm_nb.core import PACKAGE, as_floats, read_json, write_json
+from ldm_nb.evaluation import kid, precision_recall
+from ldm_nb.faces import agreement, changed, edit, load_judge
+from ldm_nb.features import extract
+from ldm_nb.training import LatentDiffusion
+from ldm_nb.world import EXPRESSIONS, FACE_ATTRIBUTES, FACE_NAMES, FACTORS, HELD_OUT, change, faces, render, sample_params
+from own import Judge
+
+OUT = PACKAGE/'results'/'faces.json'
+CHOICES = [a for a in FACE_ATTRIBUTES if a.choices]
+NUMBERS = [a for a in FACE_ATTRIBUTES if not a.choices]
+
+
+def asked_for(n, **attributes): # (n, k)
+    return attribute_row(attributes, FACE_ATTRIBUTES).expand(n, -1)
+
+
+def share_right(read, asked, tolerance=.2):
+    return agreement(asked, read, FACE_ATTRIBUTES, tolerance)
+
+
+def confusion(ldm, judge):
+    "500 samples of each expression, nothing else asked: what the judge reads; distances to renders."
+    quality, table, images = Judge(faces(4000, 64, seed=300)), {}, []
+    renders = faces(2500, 64, seed=301)
+    seconds = time.perf_counter()
+    for name in EXPRESSIONS:
+        x = ldm.sample(500, dict(expression=name))
+        images.append(x)
+        table[name] = judge.read(x)[:, 0].long().bincount(minlength=5).tolist()
+    seconds = time.perf_counter() - seconds
+    images = torch.cat(images)
+    real, ours, floor = (extract(v, 'effnet').double() for v in (faces(2500, 64, seed=302).levels, images, renders.levels))
+    def shares(x):
+        return [v.mean().item() for v in precision_recall(real, x)]
+    return dict(table=table, right=sum(row[i] for i, row in enumerate(table.values()))/2500,
+                images_per_second=2500/seconds, samples=quality(images), floor=quality(renders.levels),
+                reconstructions=quality(ldm.decode(ldm.encode(renders.levels[:500]))), floor_500=quality(renders.levels[:500]),
+                precision_recall=shares(ours), floor_precision_recall=shares(floor))
+
+
+def choices(ldm, judge, n=200):
+    "200 samples of each choice, nothing else asked: how many have it; KID against renders that have it, and its floor."
+    many, out = sample_params(30_000, seed=303), {}
+    for i, a in enumerate(FACE_ATTRIBUTES[:len(CHOICES)]):
+        for k, choice in enumerate(a.choices):
+            x = ldm.sample(n, {a.name: choice}, seed=k)
+            having = many[many[:, i] == k]
+            real, again = (extract(render(having[s:s + 2*n]), 'effnet').double() for s in (0, 2*n))
+            out.setdefault(a.name, {})[choice] = dict(
+                right=(judge.read(x)[:, i] == k).double().mean().item(),
+                renders_right=(judge.read(render(having[:500]))[:, i] == k).double().mean().item(),
+                kid_x1000=1000*kid(extract(x, 'effnet').double(), real), floor=1000*kid(again[:n], real))
+        print(a.name, {c: round(v['right'], 3) for c, v in out[a.name].items()}, flush=True)
+    return out
+
+
+def numbers(ldm, judge, n=300):
+    "300 samples that are asked for one number, evenly spread: asked, read; and what the judge makes of renders."
+    out = {}
+    for i, a in enumerate(FACE_ATTRIBUTES):
+        if a.choices:
+            continue
+        asked = torch.full((n, len(FACE_ATTRIBUTES)), torch.nan)
+        asked[:, i] = torch.linspace(a.low, a.high, n)
+        read = judge.read(ldm.sample(n, asked, seed=i))[:, i]
+        whole = sample_params(n, seed=304 + i, which='all')
+        whole[:, i] = asked[:, i]
+        drawn = judge.read(render(whole))[:, i]
+        def error(v):
+            return ((v - asked[:, i]).abs().mean()/(a.high - a.low)).item()
+        out[a.name] = dict(asked=[round(v, 3) for v in asked[:, i].tolist()], read=[round(v, 3) for v in read.tolist()],
+                           error=error(read), judge_error=error(drawn),
+                           correlation=torch.corrcoef(torch.stack([asked[:, i], read]))[0, 1].item())
+        print(a.name, {k: round(v, 3) for k, v in out[a.name].items() if k not in ('asked', 'read')}, flush=True)
+    return out
+
+
+def whole_rows(ldm, judge, n=1000):
+    "1,000 faces of which all 22 values are asked; and how well the judge reads renders of the same rows."
+    values = sample_params(n, seed=330)
+    samples, renders = judge.read(ldm.sample(n, values)), judge.read(render(values))
+    return dict(samples=share_right(samples, values), renders=share_right(renders, values))
+
+
+def held_out(ldm, judge, n=300):
+    "300 samples of each pair that no model was trained on: how many have both."
+    out = {}
+    for pair in HELD_OUT:
+        asked = asked_for(n, **pair)
+        wrong = ((judge.read(ldm.sample(n, pair)) != asked) & ~asked.isnan()).any(1)
+        drawn = sample_params(30_000, seed=331, which='held out')
+        drawn = drawn[((drawn == asked[:1]) | asked[:1].isnan()).all(1)][:n]
+        real = ((judge.read(render(drawn)) != asked[:len(drawn)]) & ~asked[:len(drawn)].isnan()).any(1)
+        out[', '.join(pair.values())] = dict(right=1 - wrong.double().mean().item(), renders=1 - real.double().mean().item())
+    return out
+
+
+def moves(ldm, judge, n=200):
+    "200 whole rows of which one attribute is changed, same noise: how far every attribute moves, in samples and in renders."
+    values, out = sample_params(n, seed=340, which='all'), {}
+    before = judge.read(ldm.sample(n, values)), judge.read(render(values))
+    changes = dict(expression=dict(expression='happy'), glasses=dict(glasses='yes'), hat=dict(hat='cap'), beard=dict(beard='full'),
+                   hair_color=dict(hair_color='grey'), skin=dict(skin=1.), age=dict(age=1.), turn=dict(turn=1.), gaze_x=dict(gaze_x=1.),
+                   light=dict(light=1.))
+    for name, wish in changes.items():
+        new = change(values, **wish)
+        after = judge.read(ldm.sample(n, new)), judge.read(render(new))
+        out[name] = {kind: [round(v, 4) for v in changed(b, a, FACE_ATTRIBUTES).tolist()]
+                     for kind, b, a in zip(('samples', 'renders'), before, after)}
+    return out
+
+
+def edits(ldm, judge, n=200):
+    "200 renders that are not happy, made happy: by noise and by inversion, at five strengths; what stays."
+    values = sample_params(3*n, seed=350)
+    values = values[values[:, 0] != 1][:n]
+    wanted, x, out = change(values, expression='happy'), render(values), {}
+    read = judge.read(x)
+    rest = [i for i, name in enumerate(FACE_NAMES) if name not in ('expression', *FACTORS)]
+    keep = torch.full_like(values, torch.nan)
+    keep[:, rest] = read[:, rest]
+    for way in ('noise', 'inversion'):
+        for strength in (.3, .5, .7, .85, 1.):
+            new = edit(ldm, x, wanted, strength, values if way == 'inversion' else None)
+            seen = judge.read(new)
+            kept = share_right(seen, keep)
+            within = torch.stack([(seen[:, i] == read[:, i]) if FACE_ATTRIBUTES[i].choices else
+                                  (seen[:, i] - read[:, i]).abs() <= .2*(FACE_ATTRIBUTES[i].high - FACE_ATTRIBUTES[i].low) for i in rest], 1)
+            out[f'{way} {strength}'] = dict(changed=(seen[:, 0] == 1).double().mean().item(), kept=kept, mean_kept=sum(kept.values())/len(kept),
+                                            all_kept=within.all(1).double().mean().item(), most_kept=(within.sum(1) >= len(rest) - 1).double().mean().item(),
+                                            pixels=(as_floats(x) - new).abs().mean().item())
+            print(way, strength, {k: round(v, 3) for k, v in out[f'{way} {strength}'].items() if k != 'kept'}, flush=True)
+    return out
+
+
+def main():
+    ldm, judge = LatentDiffusion.from_pretrained(sys.argv[1] if sys.argv[1:] else 'faces'), load_judge()
+    rows = read_json(OUT) if OUT.exists() else {}
+    for part in (confusion, whole_rows, held_out, choices, numbers, moves, edits):
+        if part.__name__ not in rows:
+            start = time.perf_counter()
+            rows[part.__name__] = part(ldm, judge)
+            rows.setdefault('seconds', {})[part.__name__] = round(time.perf_counter() - start)
+            write_json(OUT, rows)
+            print(part.__name__, rows['seconds'][part.__name__], 's', flush=True)
+    write_json(OUT, rows | dict(card={k: ldm.card[k] for k in ('images', 'steps', 'seconds', 'parameters', 'seed', 'device')}, settings=ldm.settings()))
+
+
+if __name__ == '__main__':
+    main()
