@@ -8,13 +8,14 @@ __all__ = ['grade_half_width', 'grade_straight_middle', 'grade_standardise', 'gr
            'grade_evaluations', 'grade_combine', 'grade_rescale', 'grade_kept_both', 'grade_reconstruction_weight',
            'grade_epsilon_loss_at', 'grade_two_stage_loss', 'grade_rank_of', 'grade_no_collapse', 'grade_conv_gflop',
            'grade_half_penalty', 'grade_game_value', 'grade_tamed', 'grade_tall_latent', 'grade_row_mesh',
-           'grade_box_of', 'grade_own_folder']
+           'grade_box_of', 'grade_own_folder', 'grade_row_width', 'grade_composed', 'grade_many_moods']
 
 # %% ../nbs/a_answers_beyond.ipynb #77c45dd7
 import math
 from dataclasses import replace
 from functools import lru_cache
 import torch
+from torch import Tensor
 from .core import *
 from .exercises import *
 
@@ -542,3 +543,60 @@ def grade_own_folder(answer):
     if share > .1:
         raise Wrong(f'{100*share:.0f} % of the held-out pictures have a twin: keep '
                     'twins together')
+
+# %% ../nbs/a_answers_beyond.ipynb #ef0cae09
+def grade_row_width(answer):
+    "Against the first layer of the network that reads a face's row."
+    from ldm_nb.attributes import sizes_of
+    from ldm_nb.denoiser import AttributeEmbedding
+    from ldm_nb.world import FACE_ATTRIBUTES
+    sizes = sizes_of(FACE_ATTRIBUTES)
+    compare(answer, AttributeEmbedding(sizes, 8).layers[0].in_features,
+            {'the flags are missing': sum(max(s, 1) for s in sizes),
+             'numbers have a place of their own, beside the flag':
+                 sum(s + 1 for s in sizes),
+             'a choice has a place for each of its names': 2*len(sizes),
+             'those are the attributes': len(sizes)},
+            'add up: a place for each name or number, and a flag for each attribute')
+
+# %% ../nbs/a_answers_beyond.ipynb #bea08e07
+def grade_composed(answer):
+    "Against `guided` with a dict, on a network that is linear in x and in the row."
+    from ldm_nb.denoiser import guided
+    from ldm_nb.forward import Schedule
+    rng = generator('composed')
+    x = torch.randn(5, 2, 3, 3, generator=rng)
+    row, weights = torch.randn(5, 3, generator=rng), torch.tensor([.5, -1., 2.])
+    def net(x, t, rows):
+        return x*(1 + (rows.nan_to_num()*weights).sum(1))[:, None, None, None]
+    strengths, nan = [2., 1., 3.5], torch.tensor(math.nan)
+    one = torch.eye(3, dtype=torch.bool)
+    p = net(x, None, row)
+    without = [net(x, None, torch.where(column, nan, row)) for column in one]
+    led = guided(net, row, Schedule('flow'), guidance=dict(enumerate(strengths)))
+    x0, eps = led(x, torch.tensor(.5))
+    moves = [(g, p - other) for g, other in zip(strengths, without)]
+    compare(answer(p, without, strengths), eps - x0,
+            {'strength 1 changes nothing: subtract it': p + sum(g*d for g, d in moves),
+             'away from the others, not towards them':
+                 p - sum((g - 1)*d for g, d in moves),
+             'add the moves to p': sum((g - 1)*d for g, d in moves),
+             'p counts once': sum(p + (g - 1)*d for g, d in moves)},
+            'p, and for each attribute (g - 1) times how far p is from the other')
+
+# %% ../nbs/a_answers_beyond.ipynb #2d763543
+def grade_many_moods(answer):
+    "What the shipped judge reads in forty pictures."
+    from ldm_nb.faces import load_judge
+    if not isinstance(answer, Tensor) or answer.shape != (40, 3, 64, 64):
+        raise Wrong('the answer is a tensor (40, 3, 64, 64) of pictures in [-1, 1]')
+    read = load_judge().read(answer)
+    right = (read[:, 0] == torch.arange(5).repeat_interleave(8)).double().mean().item()
+    if right < .9:
+        raise Wrong(f'{100*right:.0f} % of the expressions are as asked: eight of each, '
+                    'in the order of EXPRESSIONS')
+    for i, name in (1, 'hair'), (4, 'glasses'), (5, 'hat'), (6, 'clothes'), (
+            7, 'background'):
+        same = (read[:, i] == read[:, i].mode().values).double().mean().item()
+        if same < .9:
+            raise Wrong(f'{name} stays in {100*same:.0f} % only: give all of the row')

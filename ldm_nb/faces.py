@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['AttributeJudge', 'judge_loss', 'slightly_worse', 'train_judge', 'judge_errors', 'save_judge', 'load_judge',
-           'agreement', 'asked_denoiser', 'edit', 'latent_mask', 'inpaint', 'changed']
+           'agreement', 'changed', 'asked_denoiser', 'draw_from', 'edit', 'latent_mask', 'inpaint']
 
-# %% ../nbs/12_faces.ipynb #66230553
+# %% ../nbs/12_faces.ipynb #246ab002
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from .training import *
 from .samplers import *
 from .world import *
 
-# %% ../nbs/12_faces.ipynb #41c22206
+# %% ../nbs/12_faces.ipynb #e17f2924
 class AttributeJudge(nn.Module):
     "Reads the attributes of pictures: a logit for each choice, one output a number."
     def __init__(self, attributes:tuple,      # of Attribute
@@ -49,7 +49,7 @@ class AttributeJudge(nn.Module):
     def forward(self, x): # (b, c, size, size) in [-1, 1] -> list of (b, k) or (b, 1)
         return self.head(self.body(x)).split(self.outputs, 1)
 
-# %% ../nbs/12_faces.ipynb #fd996df5
+# %% ../nbs/12_faces.ipynb #4a81872d
 @patch
 @torch.no_grad()
 def read(self:AttributeJudge, images # (n, c, size, size): levels or floats in [-1, 1]
@@ -80,7 +80,7 @@ def judge_loss(outputs:list, # of an AttributeJudge
                          else F.cross_entropy(out, wanted.long()))
     return total
 
-# %% ../nbs/12_faces.ipynb #dc6a46b8
+# %% ../nbs/12_faces.ipynb #81155977
 def slightly_worse(images:Tensor # (b, c, h, w) in [-1, 1]
                   )->Tensor:
     "Blurred and noisy by chance: what a judge must not mind in samples of a model."
@@ -103,7 +103,7 @@ def train_judge(data:ImageData, # with attributes
     return fit(judge, loss, len(data), batch, lr, num_steps, seed=seed, stage='judge',
                ema_decay=.999, **budget)
 
-# %% ../nbs/12_faces.ipynb #864172bf
+# %% ../nbs/12_faces.ipynb #df354ea9
 def judge_errors(read:Tensor,      # (n, k), what a judge has read
                  true:Tensor,      # (n, k), NaN: not known
                  attributes:tuple  # of Attribute
@@ -115,7 +115,7 @@ def judge_errors(read:Tensor,      # (n, k), what a judge has read
         errors[a.name] = error[~y.isnan()].mean().item()
     return errors
 
-# %% ../nbs/12_faces.ipynb #3374a2e7
+# %% ../nbs/12_faces.ipynb #574297e9
 def save_judge(judge:AttributeJudge, folder, **card):
     """Write a judge as float16, and its card with its errors on 5,000 new drawn faces.
 
@@ -141,13 +141,13 @@ def load_judge(folder=None # by default the shipped one, of drawn faces
     judge.load_state_dict(weights)
     return judge.eval().requires_grad_(False).to(default_device())
 
-# %% ../nbs/12_faces.ipynb #65c22c4d
+# %% ../nbs/12_faces.ipynb #bb28494f
 def agreement(asked:Tensor,     # (n, k), natural units, NaN: not asked
               read:Tensor,      # (n, k), what a judge has read
               attributes:tuple, # of Attribute
               tolerance=.2      # for numbers, as a share of their range
              )->dict:           # {name: share of pictures}, those asked only
-    "In how many pictures an attribute is as asked: the same choice, or near the number."
+    "In how many pictures an attribute is as asked: the same choice, or a near number."
     shares = {}
     for a, x, y in zip(attributes, asked.T, read.T):
         known = ~x.isnan()
@@ -156,7 +156,18 @@ def agreement(asked:Tensor,     # (n, k), natural units, NaN: not asked
             shares[a.name] = near[known].double().mean().item()
     return shares
 
-# %% ../nbs/12_faces.ipynb #7ea2de9c
+# %% ../nbs/12_faces.ipynb #9e1d16db
+def changed(before:Tensor, after:Tensor, # (n, k), what a judge reads in both
+            attributes:tuple             # of Attribute
+           )->Tensor:                    # (k,)
+    "How far each attribute moved: share of new choices, or mean move over the range."
+    columns = []
+    for a, x, y in zip(attributes, before.T, after.T):
+        moved = (x != y).float() if a.choices else (x - y).abs()/(a.high - a.low)
+        columns.append(moved.mean())
+    return torch.stack(columns)
+
+# %% ../nbs/12_faces.ipynb #737bdfce
 def asked_denoiser(ldm:LatentDiffusion,
                    values:Tensor,   # (n, k), natural units, NaN: left out
                    guidance=1.      # a number
@@ -165,6 +176,18 @@ def asked_denoiser(ldm:LatentDiffusion,
     rows = scale_values(values, ldm.attributes).to(ldm.device)
     return guided(ldm.ema, rows, ldm.schedule, ldm.prediction_type, guidance)
 
+# %% ../nbs/12_faces.ipynb #92440e49
+@torch.no_grad()
+def draw_from(ldm:LatentDiffusion,
+              noise:Tensor,  # (n, c, h, w), latents of pure noise
+              values:Tensor, # (n, k), natural units, NaN: left out
+              steps=20, guidance=1.
+             )->Tensor:      # (n, channels, height, width) in [-1, 1]
+    "Samples from noise that is given: what stays the same comes from it."
+    denoise = asked_denoiser(ldm, values, guidance)
+    return ldm.decode(walk(denoise, noise.to(ldm.device), ldm.schedule, steps))
+
+# %% ../nbs/12_faces.ipynb #89b7ca8c
 @torch.no_grad()
 def edit(ldm:LatentDiffusion,
          images:Tensor,  # (n, c, h, w), levels or floats in [-1, 1]
@@ -191,7 +214,7 @@ def edit(ldm:LatentDiffusion,
     x = heun(asked_denoiser(ldm, values, guidance), x, ldm.schedule, times)
     return ldm.decode(x)
 
-# %% ../nbs/12_faces.ipynb #f492987c
+# %% ../nbs/12_faces.ipynb #8f2e2e28
 def latent_mask(mask:Tensor, # (n or 1, 1, h, w), 1 where the picture shall be new
                 f:int
                )->Tensor:    # (n or 1, 1, h/f, w/f), 0 or 1
@@ -218,14 +241,3 @@ def inpaint(ldm:LatentDiffusion,
         return x0, (x - α*x0)/σ.clamp(min=1e-6)
     x = torch.randn(z.shape, generator=generator(seed, 'inpaint')).to(z)
     return ldm.decode(walk(denoise, x, ldm.schedule, steps))
-
-# %% ../nbs/12_faces.ipynb #4e90193d
-def changed(before:Tensor, after:Tensor, # (n, k), what a judge reads in both
-            attributes:tuple             # of Attribute
-           )->Tensor:                    # (k,)
-    "How much each attribute moved: share of other choices, or mean move over the range."
-    columns = []
-    for a, x, y in zip(attributes, before.T, after.T):
-        moved = (x != y).float() if a.choices else (x - y).abs()/(a.high - a.low)
-        columns.append(moved.mean())
-    return torch.stack(columns)
