@@ -171,7 +171,7 @@ def _strength(given): # a number, {attribute: number} or None, of what was typed
                          'attribute=number, and commas between several') from None
     return pairs.get('', pairs)
 
-def _asked_for(ldm, label, guidance, negative, attributes)->dict: # as `sample` has it
+def _asked_for(ldm, label, guidance, negative, attributes)->dict: # what sample takes
     if ldm.attributes: # --label a=b is for names that are options of the command
         label = named_pairs(label, 'label') if label else {}
         label = label | attributes or None

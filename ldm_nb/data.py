@@ -87,6 +87,7 @@ def _checked_content(boxes, levels):
         raise InputError(f'content reaches out of the images of {h} x {w}')
     return boxes.int()
 
+# %% ../nbs/a_data.ipynb #a77a1b31
 def _checked_values(values, attributes, n):
     "A row of attributes for each image, or None if there are no attributes."
     strange = [a for a in attributes if not isinstance(a, Attribute)]

@@ -186,6 +186,11 @@ class AttributeEmbedding(nn.Module):
         "(b, k) positions of choices and numbers, or NaN -> (b, emb_dim)"
         return self.layers(self.code(rows))
 
+def _nothing(net, x): # (b,) or (b, k), of the device of x: no condition
+    if isinstance(net.label, AttributeEmbedding):
+        return x.new_full((len(x), len(net.label.sizes)), math.nan)
+    return torch.full((len(x),), net.num_classes, device=x.device)
+
 # %% ../nbs/04_denoiser.ipynb #4e5db036
 class UNet(nn.Module):
     "Predicts the noise, data or velocity in noisy latents."
@@ -236,10 +241,8 @@ def embed(net,       # has time, label and num_classes
           augment:Tensor|None=None # (b, k), how the images were changed; None: not
          )->Tensor:  # (b, emb_dim)
     "The embedding of time, condition and change that enters every block."
-    if labels is None and isinstance(net.label, AttributeEmbedding):
-        labels = x.new_full((len(x), len(net.label.sizes)), math.nan)
-    elif labels is None:
-        labels = torch.full((len(x),), net.num_classes, device=x.device)
+    if labels is None:
+        labels = _nothing(net, x)
     emb = net.time(timestep_embedding(t, 128)) + net.label(labels)
     return F.silu(emb if augment is None else emb + net.augment(augment))
 
@@ -372,6 +375,7 @@ def _labels_and_away(labels, negative, model): # (b,), (b, k) or None each
     none = torch.full_like(given, nothing)
     return [none if v is None else v for v in (labels, negative)]
 
+# %% ../nbs/04_denoiser.ipynb #a77a1b06
 def _worse(labels, away, guidance): # [(g, labels)]: what to go away from, how far
     if away is None:
         return []

@@ -461,6 +461,18 @@ def reconstruction_figures(recon,        # (n, c, h, w) in [-1, 1], or batches o
 def _square_error(a, b): # (n,)
     return (a - b).double().square().mean((1, 2, 3))
 
+def _rows_of(train, ldm, n, seed): # (n, k) of its attributes, or None
+    "Rows of images drawn at random, so that samples are asked for like real ones."
+    if ldm.attributes != train.attributes:
+        return None
+    rows = torch.randint(len(train), (n,), generator=generator(seed, 'rows'))
+    return train.values[rows]
+
+def _note_unasked(result, ldm, asked):
+    if ldm.attributes and asked is None:
+        result['notes'].append('the data have not the attributes of the model: samples '
+                               'were drawn with all of them left out')
+
 def _note_searched(result, ldm):
     searched, learned = result['searched_for_copies'], ldm.card.get('images', 0)
     if 0 < searched < learned:
@@ -477,18 +489,6 @@ def _reconstruction(ldm, train, test, n, features, metrics): # {what: value}
         result['reconstruction_distance'] = feature_distance(
             through(train.levels[rows]), test, features)
     return result
-
-def _rows_of(train, ldm, n, seed): # (n, k) of its attributes, or None
-    "Rows of images drawn at random, so that samples are asked for like real ones."
-    if ldm.attributes != train.attributes:
-        return None
-    rows = torch.randint(len(train), (n,), generator=generator(seed, 'rows'))
-    return train.values[rows]
-
-def _note_unasked(result, ldm, asked):
-    if ldm.attributes and asked is None:
-        result['notes'].append('the data have not the attributes of the model: samples '
-                               'were drawn with all of them left out')
 
 def _trained_on(ldm, train, test): # as evaluate takes it
     mine, theirs = ldm.trained_on(train), ldm.trained_on(test)

@@ -99,7 +99,7 @@ def test_a_dict_becomes_a_row(given, row):
 
 
 @pytest.mark.parametrize('given,words', [
-    (dict(hat='yes'), "'hat' is no attribute .* expression .angry, happy, sad.*glasses"),
+    (dict(hat='yes'), "'hat' is no attribute .* expression .angry, happy, .*glasses"),
     (dict(expression='bored'), 'choose one of angry, happy, sad'),
     (dict(expression=1), 'choose one of angry'), (dict(glasses=True), 'no, yes'),
     (dict(age=61), 'age is .61.: expected a number from 20 to 60'),
@@ -482,9 +482,9 @@ def test_a_denoiser_learns_any_part_of_a_row():
     means = torch.stack([2*rows[:, 0] - 1, rows[:, 1]], 1)
     z = means[:, :, None, None] + .1*torch.randn(2000, 2, 4, 4)
     recipe = replace(RECIPES['smoke'], widths=(16,), batch=128, lr=5e-3, ema_decay=.97)
-    stats = LatentStats([0.]*2, [1.]*2, 'none', 'none')
-    net = train_denoiser(z, rows, stats, recipe, attributes=(2, 0), num_steps=400)['ema']
-    net = net.cpu().eval()
+    stats = LatentStats([0.]*2, [1.]*2, 2000, 'ab', 'cd')
+    run = train_denoiser(z, rows, stats, recipe, attributes=(2, 0), num_steps=400)
+    net = run['ema'].cpu().eval()
     t, eps = torch.ones(200), torch.randn(200, 2, 4, 4)
     def guess(*row): # of each channel, from noise alone
         with torch.no_grad():
@@ -699,7 +699,7 @@ def test_samples_with_attributes(trained, args, tmp_path):
     (['r', '--kind', 'blue'], 'choose one of dark, light'),
     (['r', '--light', '1000'], 'expected a number from 20 to'),
     (['r', '--kind', 'dark', '--guidance', 'light=2'], 'light, which nobody asks for'),
-    (['r', '--kind', 'dark', '--guidance', 'kind=x'], 'expected a number, or attribute='),
+    (['r', '--kind', 'dark', '--guidance', 'kind=x'], 'expected a number, or attr'),
     (['r', '--guidance', 'much'], 'expected a number, or attribute=number'),
     (['r', '--negative', 'dark'], 'expected name=value'),
     (['r', '--label', 'dark'], 'expected name=value'),
@@ -726,7 +726,7 @@ def test_an_evaluation_draws_by_the_table(trained):
     home, _ = trained
     run = shell('ldm_eval', 'r', '--data', 'p', '--attributes', 'table.csv', '--n', 20,
                 '--features', 'pixels', cwd=home)
-    assert run.returncode == 0 and 'left out' not in run.stdout, run
+    assert run.returncode == 0 and 'all of them left out' not in run.stdout, run
     run = shell('ldm_eval', 'r', '--data', 'p', '--n', 20, '--features', 'pixels',
                 cwd=home)
     assert 'all of them left out' in run.stdout, run
