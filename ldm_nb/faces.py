@@ -6,7 +6,7 @@
 __all__ = ['AttributeJudge', 'judge_loss', 'slightly_worse', 'train_judge', 'judge_errors', 'save_judge', 'load_judge',
            'agreement', 'changed', 'asked_denoiser', 'draw_from', 'edit', 'latent_mask', 'inpaint']
 
-# %% ../nbs/12_faces.ipynb #246ab002
+# %% ../nbs/12_faces.ipynb #15c3e17f
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from .training import *
 from .samplers import *
 from .world import *
 
-# %% ../nbs/12_faces.ipynb #e17f2924
+# %% ../nbs/12_faces.ipynb #2626e362
 class AttributeJudge(nn.Module):
     "Reads the attributes of pictures: a logit for each choice, one output a number."
     def __init__(self, attributes:tuple,      # of Attribute
@@ -49,7 +49,7 @@ class AttributeJudge(nn.Module):
     def forward(self, x): # (b, c, size, size) in [-1, 1] -> list of (b, k) or (b, 1)
         return self.head(self.body(x)).split(self.outputs, 1)
 
-# %% ../nbs/12_faces.ipynb #4a81872d
+# %% ../nbs/12_faces.ipynb #950335b8
 @patch
 @torch.no_grad()
 def read(self:AttributeJudge, images # (n, c, size, size): levels or floats in [-1, 1]
@@ -80,7 +80,7 @@ def judge_loss(outputs:list, # of an AttributeJudge
                          else F.cross_entropy(out, wanted.long()))
     return total
 
-# %% ../nbs/12_faces.ipynb #81155977
+# %% ../nbs/12_faces.ipynb #c9083be8
 def slightly_worse(images:Tensor # (b, c, h, w) in [-1, 1]
                   )->Tensor:
     "Blurred and noisy by chance: what a judge must not mind in samples of a model."
@@ -103,7 +103,7 @@ def train_judge(data:ImageData, # with attributes
     return fit(judge, loss, len(data), batch, lr, num_steps, seed=seed, stage='judge',
                ema_decay=.999, **budget)
 
-# %% ../nbs/12_faces.ipynb #df354ea9
+# %% ../nbs/12_faces.ipynb #cf49aae1
 def judge_errors(read:Tensor,      # (n, k), what a judge has read
                  true:Tensor,      # (n, k), NaN: not known
                  attributes:tuple  # of Attribute
@@ -115,14 +115,14 @@ def judge_errors(read:Tensor,      # (n, k), what a judge has read
         errors[a.name] = error[~y.isnan()].mean().item()
     return errors
 
-# %% ../nbs/12_faces.ipynb #574297e9
-def save_judge(judge:AttributeJudge, folder, **card):
-    """Write a judge as float16, and its card with its errors on 5,000 new drawn faces.
-
-    `card` says how it was trained."""
+# %% ../nbs/12_faces.ipynb #160ba9c7
+def save_judge(judge:AttributeJudge, folder,
+               tested_on=5000, # new drawn faces
+               **card):        # how it was trained
+    "Write a judge as float16, and its card with its errors on new drawn faces."
     weights = {k: v.half() for k, v in judge.state_dict().items()}
     save_tensors(Path(folder)/'judge.safetensors', weights, dict(config=judge.config))
-    new = faces(5000, judge.image_size, seed=200, which='all')
+    new = faces(tested_on, judge.image_size, seed=200, which='all')
     errors = judge_errors(load_judge(folder).read(new.levels), new.values,
                           judge.attributes)
     parameters = sum(p.numel() for p in judge.parameters())
@@ -141,7 +141,7 @@ def load_judge(folder=None # by default the shipped one, of drawn faces
     judge.load_state_dict(weights)
     return judge.eval().requires_grad_(False).to(default_device())
 
-# %% ../nbs/12_faces.ipynb #bb28494f
+# %% ../nbs/12_faces.ipynb #fe8cfa6a
 def agreement(asked:Tensor,     # (n, k), natural units, NaN: not asked
               read:Tensor,      # (n, k), what a judge has read
               attributes:tuple, # of Attribute
@@ -156,7 +156,7 @@ def agreement(asked:Tensor,     # (n, k), natural units, NaN: not asked
             shares[a.name] = near[known].double().mean().item()
     return shares
 
-# %% ../nbs/12_faces.ipynb #9e1d16db
+# %% ../nbs/12_faces.ipynb #aa4932f5
 def changed(before:Tensor, after:Tensor, # (n, k), what a judge reads in both
             attributes:tuple             # of Attribute
            )->Tensor:                    # (k,)
@@ -167,7 +167,7 @@ def changed(before:Tensor, after:Tensor, # (n, k), what a judge reads in both
         columns.append(moved.mean())
     return torch.stack(columns)
 
-# %% ../nbs/12_faces.ipynb #737bdfce
+# %% ../nbs/12_faces.ipynb #cf37401b
 def asked_denoiser(ldm:LatentDiffusion,
                    values:Tensor,   # (n, k), natural units, NaN: left out
                    guidance=1.      # a number
@@ -176,7 +176,7 @@ def asked_denoiser(ldm:LatentDiffusion,
     rows = scale_values(values, ldm.attributes).to(ldm.device)
     return guided(ldm.ema, rows, ldm.schedule, ldm.prediction_type, guidance)
 
-# %% ../nbs/12_faces.ipynb #92440e49
+# %% ../nbs/12_faces.ipynb #cf787696
 @torch.no_grad()
 def draw_from(ldm:LatentDiffusion,
               noise:Tensor,  # (n, c, h, w), latents of pure noise
@@ -187,7 +187,7 @@ def draw_from(ldm:LatentDiffusion,
     denoise = asked_denoiser(ldm, values, guidance)
     return ldm.decode(walk(denoise, noise.to(ldm.device), ldm.schedule, steps))
 
-# %% ../nbs/12_faces.ipynb #89b7ca8c
+# %% ../nbs/12_faces.ipynb #36022ba8
 @torch.no_grad()
 def edit(ldm:LatentDiffusion,
          images:Tensor,  # (n, c, h, w), levels or floats in [-1, 1]
@@ -214,7 +214,7 @@ def edit(ldm:LatentDiffusion,
     x = heun(asked_denoiser(ldm, values, guidance), x, ldm.schedule, times)
     return ldm.decode(x)
 
-# %% ../nbs/12_faces.ipynb #8f2e2e28
+# %% ../nbs/12_faces.ipynb #51f7a981
 def latent_mask(mask:Tensor, # (n or 1, 1, h, w), 1 where the picture shall be new
                 f:int
                )->Tensor:    # (n or 1, 1, h/f, w/f), 0 or 1

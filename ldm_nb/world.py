@@ -382,6 +382,9 @@ def _hat(d):
 # %% ../nbs/a_world.ipynb #3944c5eb
 def check_faces(values)->Tensor: # (n, 22) float32
     "`InputError` unless each row is a whole face: all known, all in their range."
+    if not isinstance(values, Tensor):
+        raise InputError(f'values are {shortened(values)!r}: expected a tensor (n, '
+                         f'{len(FACE_ATTRIBUTES)}), as sample_params gives')
     values = check_values(values, FACE_ATTRIBUTES)
     if values.isnan().any():
         unknown = FACE_NAMES[values.isnan().any(0).nonzero()[0, 0]]
