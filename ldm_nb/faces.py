@@ -6,7 +6,7 @@
 __all__ = ['AttributeJudge', 'judge_loss', 'slightly_worse', 'train_judge', 'judge_errors', 'save_judge', 'load_judge',
            'agreement', 'changed', 'asked_denoiser', 'draw_from', 'edit', 'latent_mask', 'inpaint']
 
-# %% ../nbs/12_faces.ipynb #15c3e17f
+# %% ../nbs/12_faces.ipynb #4c280353
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from .training import *
 from .samplers import *
 from .world import *
 
-# %% ../nbs/12_faces.ipynb #2626e362
+# %% ../nbs/12_faces.ipynb #bc4adeed
 class AttributeJudge(nn.Module):
     "Reads the attributes of pictures: a logit for each choice, one output a number."
     def __init__(self, attributes:tuple,      # of Attribute
@@ -46,10 +46,11 @@ class AttributeJudge(nn.Module):
         self.outputs = [max(len(a.choices), 1) for a in attributes]
         self.head = nn.Linear(hidden, sum(self.outputs))
 
-    def forward(self, x): # (b, c, size, size) in [-1, 1] -> list of (b, k) or (b, 1)
+    def forward(self, x):
+        "(b, c, size, size) in [-1, 1] -> a list: (b, choices) or (b, 1) of each"
         return self.head(self.body(x)).split(self.outputs, 1)
 
-# %% ../nbs/12_faces.ipynb #950335b8
+# %% ../nbs/12_faces.ipynb #39534c31
 @patch
 @torch.no_grad()
 def read(self:AttributeJudge, images # (n, c, size, size): levels or floats in [-1, 1]
@@ -80,7 +81,7 @@ def judge_loss(outputs:list, # of an AttributeJudge
                          else F.cross_entropy(out, wanted.long()))
     return total
 
-# %% ../nbs/12_faces.ipynb #c9083be8
+# %% ../nbs/12_faces.ipynb #87baf24a
 def slightly_worse(images:Tensor # (b, c, h, w) in [-1, 1]
                   )->Tensor:
     "Blurred and noisy by chance: what a judge must not mind in samples of a model."
@@ -103,7 +104,7 @@ def train_judge(data:ImageData, # with attributes
     return fit(judge, loss, len(data), batch, lr, num_steps, seed=seed, stage='judge',
                ema_decay=.999, **budget)
 
-# %% ../nbs/12_faces.ipynb #cf49aae1
+# %% ../nbs/12_faces.ipynb #10e1576e
 def judge_errors(read:Tensor,      # (n, k), what a judge has read
                  true:Tensor,      # (n, k), NaN: not known
                  attributes:tuple  # of Attribute
@@ -115,7 +116,7 @@ def judge_errors(read:Tensor,      # (n, k), what a judge has read
         errors[a.name] = error[~y.isnan()].mean().item()
     return errors
 
-# %% ../nbs/12_faces.ipynb #160ba9c7
+# %% ../nbs/12_faces.ipynb #f0f1fb07
 def save_judge(judge:AttributeJudge, folder,
                tested_on=5000, # new drawn faces
                **card):        # how it was trained
@@ -141,7 +142,7 @@ def load_judge(folder=None # by default the shipped one, of drawn faces
     judge.load_state_dict(weights)
     return judge.eval().requires_grad_(False).to(default_device())
 
-# %% ../nbs/12_faces.ipynb #fe8cfa6a
+# %% ../nbs/12_faces.ipynb #c4dc9345
 def agreement(asked:Tensor,     # (n, k), natural units, NaN: not asked
               read:Tensor,      # (n, k), what a judge has read
               attributes:tuple, # of Attribute
@@ -156,7 +157,7 @@ def agreement(asked:Tensor,     # (n, k), natural units, NaN: not asked
             shares[a.name] = near[known].double().mean().item()
     return shares
 
-# %% ../nbs/12_faces.ipynb #aa4932f5
+# %% ../nbs/12_faces.ipynb #bec4ebab
 def changed(before:Tensor, after:Tensor, # (n, k), what a judge reads in both
             attributes:tuple             # of Attribute
            )->Tensor:                    # (k,)
@@ -167,7 +168,7 @@ def changed(before:Tensor, after:Tensor, # (n, k), what a judge reads in both
         columns.append(moved.mean())
     return torch.stack(columns)
 
-# %% ../nbs/12_faces.ipynb #cf37401b
+# %% ../nbs/12_faces.ipynb #17b7e03d
 def asked_denoiser(ldm:LatentDiffusion,
                    values:Tensor,   # (n, k), natural units, NaN: left out
                    guidance=1.      # a number
@@ -176,7 +177,7 @@ def asked_denoiser(ldm:LatentDiffusion,
     rows = scale_values(values, ldm.attributes).to(ldm.device)
     return guided(ldm.ema, rows, ldm.schedule, ldm.prediction_type, guidance)
 
-# %% ../nbs/12_faces.ipynb #cf787696
+# %% ../nbs/12_faces.ipynb #c2c46a8c
 @torch.no_grad()
 def draw_from(ldm:LatentDiffusion,
               noise:Tensor,  # (n, c, h, w), latents of pure noise
@@ -187,7 +188,7 @@ def draw_from(ldm:LatentDiffusion,
     denoise = asked_denoiser(ldm, values, guidance)
     return ldm.decode(walk(denoise, noise.to(ldm.device), ldm.schedule, steps))
 
-# %% ../nbs/12_faces.ipynb #36022ba8
+# %% ../nbs/12_faces.ipynb #114e08b4
 @torch.no_grad()
 def edit(ldm:LatentDiffusion,
          images:Tensor,  # (n, c, h, w), levels or floats in [-1, 1]
@@ -214,7 +215,7 @@ def edit(ldm:LatentDiffusion,
     x = heun(asked_denoiser(ldm, values, guidance), x, ldm.schedule, times)
     return ldm.decode(x)
 
-# %% ../nbs/12_faces.ipynb #51f7a981
+# %% ../nbs/12_faces.ipynb #7e5107b0
 def latent_mask(mask:Tensor, # (n or 1, 1, h, w), 1 where the picture shall be new
                 f:int
                )->Tensor:    # (n or 1, 1, h/f, w/f), 0 or 1

@@ -20,7 +20,7 @@ from ldm_nb.runs import train_latent_diffusion
 from ldm_nb.training import LatentDiffusion, Recipe
 from ldm_nb.world import faces
 
-WEIGHTS, RUNS, MINUTES = PACKAGE/'weights', Path('runs'), 55
+WEIGHTS, RUNS, MINUTES = PACKAGE/'weights', Path('runs'), 66
 
 
 def fast():
