@@ -114,7 +114,7 @@ def moves(ldm, judge, n=200):
     values, out = sample_params(n, seed=340, which='all'), {}
     before = judge.read(ldm.sample(n, values)), judge.read(render(values))
     changes = dict(expression=dict(expression='happy'), glasses=dict(glasses='yes'), hat=dict(hat='cap'), beard=dict(beard='full'),
-                   hair_color=dict(hair_color='grey'), skin=dict(skin=1.), age=dict(age=1.), turn=dict(turn=1.), gaze_x=dict(gaze_x=1.),
+                   hair=dict(hair='grey'), skin=dict(skin=1.), age=dict(age=1.), turn=dict(turn=1.), gaze_x=dict(gaze_x=1.),
                    light=dict(light=1.))
     for name, wish in changes.items():
         new = change(values, **wish)

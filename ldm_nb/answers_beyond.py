@@ -544,7 +544,7 @@ def grade_own_folder(answer):
         raise Wrong(f'{100*share:.0f} % of the held-out pictures have a twin: keep '
                     'twins together')
 
-# %% ../nbs/a_answers_beyond.ipynb #ef0cae09
+# %% ../nbs/a_answers_beyond.ipynb #0db1b434
 def grade_row_width(answer):
     "Against the first layer of the network that reads a face's row."
     from ldm_nb.attributes import sizes_of
@@ -559,7 +559,7 @@ def grade_row_width(answer):
              'those are the attributes': len(sizes)},
             'add up: a place for each name or number, and a flag for each attribute')
 
-# %% ../nbs/a_answers_beyond.ipynb #bea08e07
+# %% ../nbs/a_answers_beyond.ipynb #045e1a38
 def grade_composed(answer):
     "Against `guided` with a dict, on a network that is linear in x and in the row."
     from ldm_nb.denoiser import guided
@@ -584,7 +584,7 @@ def grade_composed(answer):
              'p counts once': sum(p + (g - 1)*d for g, d in moves)},
             'p, and for each attribute (g - 1) times how far p is from the other')
 
-# %% ../nbs/a_answers_beyond.ipynb #2d763543
+# %% ../nbs/a_answers_beyond.ipynb #f8f0cb38
 def grade_many_moods(answer):
     "What the shipped judge reads in forty pictures."
     from ldm_nb.faces import load_judge
@@ -595,7 +595,7 @@ def grade_many_moods(answer):
     if right < .9:
         raise Wrong(f'{100*right:.0f} % of the expressions are as asked: eight of each, '
                     'in the order of EXPRESSIONS')
-    for i, name in (1, 'hair'), (4, 'glasses'), (5, 'hat'), (6, 'clothes'), (
+    for i, name in (1, 'hairstyle'), (4, 'glasses'), (5, 'hat'), (6, 'clothes'), (
             7, 'background'):
         same = (read[:, i] == read[:, i].mode().values).double().mean().item()
         if same < .9:

@@ -22,8 +22,8 @@ from .data import *
 # %% ../nbs/a_world.ipynb #7abcdd0b
 FACE_ATTRIBUTES = (
     Attribute('expression', ('neutral', 'happy', 'sad', 'surprised', 'angry')),
-    Attribute('hair', ('bald', 'short', 'curly', 'bob', 'long', 'pigtails')),
-    Attribute('hair_color', ('black', 'brown', 'blond', 'red', 'grey')),
+    Attribute('hairstyle', ('bald', 'short', 'curly', 'bob', 'long', 'pigtails')),
+    Attribute('hair', ('black', 'brown', 'blond', 'red', 'grey')),
     Attribute('beard', ('none', 'moustache', 'full')),
     Attribute('glasses', ('no', 'yes')),
     Attribute('hat', ('none', 'cap', 'beanie', 'brim')),
@@ -146,7 +146,7 @@ class Drawing:
         def of(table, name):
             return table.to(self.turn.device)[self.values[name].long()]
         skin = _skin_color(self.skin)
-        return dict(hair_tone=of(_HAIR, 'hair_color'), iris=of(_IRIS, 'hair_color'),
+        return dict(hair_tone=of(_HAIR, 'hair'), iris=of(_IRIS, 'hair'),
                     cloth=of(_CLOTHES, 'clothes'), back=of(_BACKGROUND, 'background'),
                     skin_tone=skin, dark=skin*_DARK.to(skin), deep=skin*_DEEP.to(skin))
 
@@ -205,18 +205,18 @@ def those_with(d:Drawing, name, *choices):
 def _behind(d):
     "A disc, the hair that falls behind the head, neck, clothes, ears."
     d.paint(mix(d.back, _WHITE, .35), circle(d.X, d.Y, 0., -.05, .86))
-    with those_with(d, 'hair', 'long') as few:
+    with those_with(d, 'hairstyle', 'long') as few:
         back = ellipse(few.behind, few.y, 0., .12, few.width + .13, .86)
         few.paint(.8*few.hair_tone, back)
-    with those_with(d, 'hair', 'bob') as few:
+    with those_with(d, 'hairstyle', 'bob') as few:
         round_ = ellipse(few.behind, few.y, 0., -.02, few.width + .15, .7)
         few.paint(.8*few.hair_tone, both(round_, few.y - .48))
-    with those_with(d, 'hair', 'pigtails') as few:
+    with those_with(d, 'hairstyle', 'pigtails') as few:
         side = few.behind.abs()
         tails = ellipse(side, few.y, few.width + .155, .2, .135, .31)
         few.paint(.8*few.hair_tone, tails)
         few.paint(few.cloth, circle(side, few.y, few.width + .085, -.06, .07))
-    with those_with(d, 'hair', 'curly') as few:
+    with those_with(d, 'hairstyle', 'curly') as few:
         curls = _curls(few, few.behind, 11, 1.16, few.width + .06, .19)
         few.paint(.8*few.hair_tone, curls)
 
@@ -332,7 +332,7 @@ _HAIRLINE = dict(short=lambda x: -.37 + .55*(x + .12).square() - .06*x,
 def _hair(d):
     d = d.window(bottom=.15)
     for style, hairline in _HAIRLINE.items():
-        with those_with(d, 'hair', style) as few:
+        with those_with(d, 'hairstyle', style) as few:
             x = .65*few.x + .35*few.behind
             crown = ellipse(x, few.y, 0., -.03, few.width + .055, .655)
             front = both(crown, few.y - hairline(few.x))
@@ -448,17 +448,17 @@ def _from_uniform(u): # (n, 22) in [0, 1) -> values (n, 22)
     factors = torch.stack([u[name] for name in FACTORS], 1)
     factors = _expression_factors(out['expression'], factors)
     out |= dict(zip(FACTORS, factors.unbind(1)))
-    out['hair_color'] = _hair_color(u['hair_color'], out['skin'], out['age'])
+    out['hair'] = _hair_color(u['hair'], out['skin'], out['age'])
     out['glasses'] = (u['glasses'] >= .65).float()
     out['hat'] = (6*u['hat'] - 2).floor().clamp(min=0)    # none for half of them
-    beardless = torch.isin(out['hair'], torch.tensor([3., 5.]))    # bob, pigtails
+    beardless = torch.isin(out['hairstyle'], torch.tensor([3., 5.]))    # bob, pigtails
     out['beard'] = (4*u['beard'] - 1).floor().clamp(min=0)*~beardless
     return torch.stack([out[name] for name in FACE_NAMES], 1)
 
 # %% ../nbs/a_world.ipynb #d9d3952f
 HELD_OUT = (dict(expression='surprised', hat='beanie'),
-            dict(hair_color='red', glasses='yes'),
-            dict(expression='angry', hair='pigtails'))
+            dict(hair='red', glasses='yes'),
+            dict(expression='angry', hairstyle='pigtails'))
 
 def is_held_out(values:Tensor, # (n, 22)
                 pairs=HELD_OUT # of attributes

@@ -46,8 +46,8 @@ def test_threads_change_no_byte():
 
 
 def test_each_attribute_shows_in_the_picture():
-    plain = change(sample_params(60, seed=5)[:1], expression='neutral', hair='short', hat='none', glasses='no',
-                   beard='none', age=.5, light=.5, hair_color='black')
+    plain = change(sample_params(60, seed=5)[:1], expression='neutral', hairstyle='short', hat='none', glasses='no',
+                   beard='none', age=.5, light=.5, hair='black')
     before = render(plain).float()
     for a in FACE_ATTRIBUTES[1:]:
         values = range(len(a.choices)) if a.choices else (a.low, a.high)
@@ -65,17 +65,17 @@ def test_smaller_pictures_are_the_same_picture():
 
 def test_parameters_have_the_stated_distribution():
     values = dict(zip(FACE_NAMES, sample_params(40_000, seed=7, which='all').unbind(1)))
-    for name in ('expression', 'hair', 'clothes', 'background'):
+    for name in ('expression', 'hairstyle', 'clothes', 'background'):
         counts = values[name].long().bincount().double()/40_000
         assert (counts - 1/len(counts)).abs().max() < .01, name
     assert abs((values['glasses'] == 1).double().mean() - .35) < .01
     assert abs((values['hat'] == 0).double().mean() - .5) < .01
-    able = ~torch.isin(values['hair'], torch.tensor([3., 5.]))
+    able = ~torch.isin(values['hairstyle'], torch.tensor([3., 5.]))
     assert abs((values['beard'][able] > 0).double().mean() - .5) < .015
     assert (values['beard'][~able] == 0).all()
-    assert abs((values['hair_color'] == 4).double().mean() - .7/3) < .01 # the mean of .7 age²
+    assert abs((values['hair'] == 4).double().mean() - .7/3) < .01 # the mean of .7 age²
     light, dark = values['skin'] < .2, values['skin'] > .8
-    blond = values['hair_color'] == 2
+    blond = values['hair'] == 2
     assert blond[light].double().mean() > 2*blond[dark].double().mean()
     for i, name in enumerate(EXPRESSIONS):
         for factor, (low, high) in zip(FACTORS, EXPRESSIONS[name]):
