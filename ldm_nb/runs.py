@@ -703,7 +703,8 @@ def train_latent_diffusion(data:ImageData,          # not its folder: see load_d
                            save_every=20., # seconds between checkpoints
                            compile=False   # the networks, by torch.compile
                           )->tuple:     # (LatentDiffusion, {stage: losses})
-    """Train both stages on `data` and save the model to out/model.
+    """Train both stages on `data` and save the model to out/model. Its condition is the
+    table of attributes, if the data have one, else the labels.
 
     Resumed, a run goes on with what it is given, finished or not: more steps or
     minutes, another `lr` or `ae_lr`; all else must agree (`InputError`). Once stage two
