@@ -13,10 +13,10 @@ import torch
 from ldm_nb.attributes import attribute_row
 from ldm_nb.core import PACKAGE, as_floats, read_json, write_json
 from ldm_nb.evaluation import kid, precision_recall
-from ldm_nb.faces import agreement, changed, edit, load_judge
+from ldm_nb.faces import agreement, changed, edit, inpaint, load_judge
 from ldm_nb.features import extract
 from ldm_nb.training import LatentDiffusion
-from ldm_nb.world import EXPRESSIONS, FACE_ATTRIBUTES, FACE_NAMES, FACTORS, HELD_OUT, change, faces, render, sample_params
+from ldm_nb.world import EXPRESSIONS, FACE_ATTRIBUTES, FACE_NAMES, FACTORS, HELD_OUT, change, column, faces, has, render, sample_params
 from own import Judge
 
 OUT = PACKAGE/'results'/'faces.json'
@@ -90,10 +90,11 @@ def numbers(ldm, judge, n=300):
 
 
 def whole_rows(ldm, judge, n=1000):
-    "1,000 faces of which all 22 values are asked; and how well the judge reads renders of the same rows."
+    "1,000 faces of which all 22 values are asked; and how well the judge reads renders of these rows, and reconstructions."
     values = sample_params(n, seed=330)
-    samples, renders = judge.read(ldm.sample(n, values)), judge.read(render(values))
-    return dict(samples=share_right(samples, values), renders=share_right(renders, values))
+    x = render(values)
+    pictures = dict(samples=ldm.sample(n, values), reconstructions=ldm.decode(ldm.encode(x)), renders=x)
+    return {kind: share_right(judge.read(v), values) for kind, v in pictures.items()}
 
 
 def held_out(ldm, judge, n=300):
@@ -109,48 +110,93 @@ def held_out(ldm, judge, n=300):
     return out
 
 
-def moves(ldm, judge, n=200):
-    "200 whole rows of which one attribute is changed, same noise: how far every attribute moves, in samples and in renders."
-    values, out = sample_params(n, seed=340, which='all'), {}
-    before = judge.read(ldm.sample(n, values)), judge.read(render(values))
-    changes = dict(expression=dict(expression='happy'), glasses=dict(glasses='yes'), hat=dict(hat='cap'), beard=dict(beard='full'),
-                   hair=dict(hair='grey'), skin=dict(skin=1.), age=dict(age=1.), turn=dict(turn=1.), gaze_x=dict(gaze_x=1.),
-                   light=dict(light=1.))
-    for name, wish in changes.items():
-        new = change(values, **wish)
-        after = judge.read(ldm.sample(n, new)), judge.read(render(new))
+def grey(ldm, judge, n=1000):
+    "The share of grey hair: among old faces of the data, and among samples that are asked for age 1."
+    data = sample_params(60_000, seed=335)
+    out = {'data, age above 0.97': has(data, 'hair', 'grey')[column(data, 'age') > .97].double().mean().item()}
+    for g in (1., 2., 4.):
+        for wish in (dict(age=1.), dict(age=1., hair='brown')):
+            read = judge.read(ldm.sample(n, wish, guidance=dict(age=g), seed=6))
+            out[f'{", ".join(wish)}, guidance {g:g}'] = has(read, 'hair', 'grey').double().mean().item()
+    return out
+
+
+def moved_away(values, a): # the same rows with one attribute changed, and which rows that are
+    i = FACE_NAMES.index(a.name)
+    if a.choices:
+        new = change(values, **{a.name: a.choices[1]})
+        return new[values[:, i] != 1], values[values[:, i] != 1]
+    new = values.clone()
+    new[:, i] = torch.where(values[:, i] > (a.low + a.high)/2, a.low, a.high)
+    return new, values
+
+
+def moves(ldm, judge, n=150):
+    "Whole rows of which one attribute is changed, same noise: how far every attribute moves, in samples and in renders."
+    out = {}
+    for name in ('expression', 'glasses', 'hat', 'beard', 'hair', 'skin', 'age', 'turn', 'gaze_x', 'light'):
+        new, values = moved_away(sample_params(n, seed=340, which='all'), FACE_ATTRIBUTES[FACE_NAMES.index(name)])
+        before = judge.read(ldm.sample(len(values), values)), judge.read(render(values))
+        after = judge.read(ldm.sample(len(values), new)), judge.read(render(new))
         out[name] = {kind: [round(v, 4) for v in changed(b, a, FACE_ATTRIBUTES).tolist()]
                      for kind, b, a in zip(('samples', 'renders'), before, after)}
     return out
 
 
+REST = [i for i, name in enumerate(FACE_NAMES) if name not in ('expression', *FACTORS)]
+
+
+def kept_in(before, after): # (n, 16) bool: the same choice, or within a fifth of the range
+    columns = [after[:, i] == before[:, i] if FACE_ATTRIBUTES[i].choices else
+               (after[:, i] - before[:, i]).abs() <= .2*(FACE_ATTRIBUTES[i].high - FACE_ATTRIBUTES[i].low) for i in REST]
+    return torch.stack(columns, 1)
+
+
 def edits(ldm, judge, n=200):
-    "200 renders that are not happy, made happy: by noise and by inversion, at five strengths; what stays."
+    """200 renders that are not happy, made happy, at five strengths. Told is the whole row as the judge reads it, or the
+    expression alone; the noise is random, or found by inversion. What stays is judged against the reconstruction."""
     values = sample_params(3*n, seed=350)
-    values = values[values[:, 0] != 1][:n]
-    wanted, x, out = change(values, expression='happy'), render(values), {}
+    values = values[~has(values, 'expression', 'happy')][:n]
+    x, out = render(values), {}
+    read = judge.read(ldm.decode(ldm.encode(x)))
+    nothing = torch.full_like(read, torch.nan)
+    asked = dict(row=(change(read, expression='happy'), read), wish=(asked_for(n, expression='happy'), nothing))
+    for told, (wanted, known) in asked.items():
+        for way in ('noise', 'inversion'):
+            for strength in (.3, .5, .7, .85, 1.):
+                new = edit(ldm, x, wanted, strength, known if way == 'inversion' else None)
+                seen = judge.read(new)
+                kept = kept_in(read, seen)
+                row = dict(changed=has(seen, 'expression', 'happy').double().mean().item(), kept=kept.double().mean().item(),
+                           each={FACE_NAMES[i]: v for i, v in zip(REST, kept.double().mean(0).tolist())},
+                           all_but_two=(kept.sum(1) >= len(REST) - 2).double().mean().item(), all=kept.all(1).double().mean().item())
+                out[f'{told}, {way} {strength}'] = row
+                print(told, way, strength, {k: round(v, 3) for k, v in row.items() if k != 'each'}, flush=True)
+    return out
+
+
+def inpainting(ldm, judge, n=200):
+    "Glasses masked away: gone? And the jump of brightness across the rim of the mask, in the given and in the new pictures."
+    values = sample_params(6*n, seed=360)
+    values = values[has(values, 'glasses', 'yes')][:n]
+    x, mask = render(values), torch.zeros(1, 1, 64, 64)
+    mask[..., 20:40, 12:52] = 1
     read = judge.read(x)
-    rest = [i for i, name in enumerate(FACE_NAMES) if name not in ('expression', *FACTORS)]
-    keep = torch.full_like(values, torch.nan)
-    keep[:, rest] = read[:, rest]
-    for way in ('noise', 'inversion'):
-        for strength in (.3, .5, .7, .85, 1.):
-            new = edit(ldm, x, wanted, strength, values if way == 'inversion' else None)
-            seen = judge.read(new)
-            kept = share_right(seen, keep)
-            within = torch.stack([(seen[:, i] == read[:, i]) if FACE_ATTRIBUTES[i].choices else
-                                  (seen[:, i] - read[:, i]).abs() <= .2*(FACE_ATTRIBUTES[i].high - FACE_ATTRIBUTES[i].low) for i in rest], 1)
-            out[f'{way} {strength}'] = dict(changed=(seen[:, 0] == 1).double().mean().item(), kept=kept, mean_kept=sum(kept.values())/len(kept),
-                                            all_kept=within.all(1).double().mean().item(), most_kept=(within.sum(1) >= len(rest) - 1).double().mean().item(),
-                                            pixels=(as_floats(x) - new).abs().mean().item())
-            print(way, strength, {k: round(v, 3) for k, v in out[f'{way} {strength}'].items() if k != 'kept'}, flush=True)
+    asked = dict(row=change(read, glasses='no'), wish=asked_for(n, glasses='no'))
+    def jump(v): # across the upper and the lower edge
+        return torch.stack([(v[..., i, 12:52] - v[..., i - 1, 12:52]).abs().mean() for i in (20, 40)]).mean().item()
+    out = dict(jump_given=jump(as_floats(x)), jump_without=jump(as_floats(render(change(values, glasses='no')))))
+    for told, wanted in asked.items():
+        new = inpaint(ldm, x, mask, wanted)
+        seen = judge.read(new)
+        out[told] = dict(gone=has(seen, 'glasses', 'no').double().mean().item(), jump=jump(new), same_expression=(seen[:, 0] == read[:, 0]).double().mean().item())
     return out
 
 
 def main():
     ldm, judge = LatentDiffusion.from_pretrained(sys.argv[1] if sys.argv[1:] else 'faces'), load_judge()
     rows = read_json(OUT) if OUT.exists() else {}
-    for part in (confusion, whole_rows, held_out, choices, numbers, moves, edits):
+    for part in (confusion, whole_rows, held_out, choices, numbers, grey, moves, edits, inpainting):
         if part.__name__ not in rows:
             start = time.perf_counter()
             rows[part.__name__] = part(ldm, judge)

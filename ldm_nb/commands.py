@@ -185,7 +185,7 @@ def _asked_for(ldm, label, guidance, negative, attributes)->dict: # what sample 
 
 # %% ../nbs/a_commands.ipynb #4778c11a
 @command
-def ldm_sample(# a folder, a shipped name (fashion, fashion-fast) or a Hub id
+def ldm_sample(# a folder, a shipped name (fashion, fashion-fast, faces) or a Hub id
                model:str,
                n:int=16,  # images to draw
                # class, by name or number; by default as often as in the training data
@@ -391,7 +391,7 @@ def _print_data(name, train, test):
 
 # %% ../nbs/a_commands.ipynb #7928af55
 @command
-def ldm_train(# fashion (the default), fashion-full, emoji, a folder or hub:OWNER/NAME
+def ldm_train(# fashion (the default), fashion-full, emoji, faces, a folder, hub:OWNER/NAME
               data:str=None,
               out:str='runs/ldm', # new folder for the results, or a run's to resume
               minutes:float=None, # wall-clock budget of both stages together
@@ -654,7 +654,7 @@ def _check_export(to, given):
 
 # %% ../nbs/a_commands.ipynb #586ddea4
 @command
-def ldm_export(# a folder, a shipped name (fashion, fashion-fast) or a Hub id
+def ldm_export(# a folder, a shipped name (fashion, fashion-fast, faces) or a Hub id
                model:str,
                to:str='onnx', # onnx, card or hub
                # onnx: a new folder; card: a folder (default: that of the model)

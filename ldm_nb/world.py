@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FACE_ATTRIBUTES', 'FACE_NAMES', 'EXPRESSIONS', 'FACTORS', 'HELD_OUT', 'ellipse', 'circle', 'segment', 'box', 'arc',
-           'both', 'either', 'mix', 'Drawing', 'those_with', 'check_faces', 'change', 'render', 'is_held_out',
-           'sample_params', 'faces', 'clip']
+           'both', 'either', 'mix', 'Drawing', 'those_with', 'check_faces', 'column', 'has', 'change', 'render',
+           'is_held_out', 'sample_params', 'faces', 'clip']
 
 # %% ../nbs/a_world.ipynb #61de5807
 import math
@@ -391,6 +391,15 @@ def check_faces(values)->Tensor: # (n, 22) float32
         raise InputError(f'{unknown} is not known (NaN): a face needs all values; '
                          'change gives those of another face')
     return values
+
+def column(values:Tensor, name:str)->Tensor: # (n, 22) -> (n,)
+    "The values of one attribute: numbers, or positions of choices."
+    return values[:, attribute_position(name, FACE_ATTRIBUTES)]
+
+def has(values:Tensor, name:str, choice:str)->Tensor: # (n, 22) -> (n,) bool
+    "Which faces have this choice."
+    wanted = attribute_row({name: choice}, FACE_ATTRIBUTES)
+    return column(values, name) == column(wanted[None], name).to(values)
 
 def change(values:Tensor, # (n, 22)
            **attributes   # as in expression='happy', turn=.5
