@@ -154,13 +154,14 @@ def kept_in(before, after): # (n, 16) bool: the same choice, or within a fifth o
 
 def edits(ldm, judge, n=200):
     """200 renders that are not happy, made happy, at five strengths. Told is the whole row as the judge reads it, or the
-    expression alone; the noise is random, or found by inversion. What stays is judged against the reconstruction."""
+    expression alone (before and after); the noise is random, or found by inversion. What stays is judged against the reconstruction."""
     values = sample_params(3*n, seed=350)
     values = values[~has(values, 'expression', 'happy')][:n]
     x, out = render(values), {}
     read = judge.read(ldm.decode(ldm.encode(x)))
-    nothing = torch.full_like(read, torch.nan)
-    asked = dict(row=(change(read, expression='happy'), read), wish=(asked_for(n, expression='happy'), nothing))
+    mood = torch.full_like(read, torch.nan)
+    mood[:, 0] = read[:, 0]
+    asked = dict(row=(change(read, expression='happy'), read), wish=(asked_for(n, expression='happy'), mood))
     for told, (wanted, known) in asked.items():
         for way in ('noise', 'inversion'):
             for strength in (.3, .5, .7, .85, 1.):
