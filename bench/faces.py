@@ -106,7 +106,7 @@ def held_out(ldm, judge, n=300):
         drawn = sample_params(30_000, seed=331, which='held out')
         drawn = drawn[((drawn == asked[:1]) | asked[:1].isnan()).all(1)][:n]
         real = ((judge.read(render(drawn)) != asked[:len(drawn)]) & ~asked[:len(drawn)].isnan()).any(1)
-        out[', '.join(pair.values())] = dict(right=1 - wrong.double().mean().item(), renders=1 - real.double().mean().item())
+        out[', '.join(f'{name} {choice}' for name, choice in pair.items())] = dict(right=1 - wrong.double().mean().item(), renders=1 - real.double().mean().item())
     return out
 
 
@@ -115,9 +115,9 @@ def grey(ldm, judge, n=1000):
     data = sample_params(60_000, seed=335)
     out = {'data, age above 0.97': has(data, 'hair', 'grey')[column(data, 'age') > .97].double().mean().item()}
     for g in (1., 2., 4.):
-        for wish in (dict(age=1.), dict(age=1., hair='brown')):
+        for name, wish in {'age 1': dict(age=1.), 'age 1 and brown hair': dict(age=1., hair='brown')}.items():
             read = judge.read(ldm.sample(n, wish, guidance=dict(age=g), seed=6))
-            out[f'{", ".join(wish)}, guidance {g:g}'] = has(read, 'hair', 'grey').double().mean().item()
+            out[f'asked for {name}, guidance on age {g:g}'] = has(read, 'hair', 'grey').double().mean().item()
     return out
 
 

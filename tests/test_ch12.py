@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldm_nb.attributes import attribute_row
-from ldm_nb.core import PACKAGE, InputError, generator, read_json
+from ldm_nb.core import PACKAGE, InputError, as_floats, generator, read_json
 from ldm_nb.data import load_data
 from ldm_nb.faces import (AttributeJudge, agreement, asked_denoiser, changed, draw_from, edit, inpaint,
                           judge_errors, judge_loss, latent_mask, load_judge, save_judge, train_judge)
@@ -193,15 +193,27 @@ def test_edits_of_little_strength_change_little_and_by_inversion_nothing(ldm):
             edit(ldm, x, values, strength)
 
 
-def test_inpainting_leaves_the_latents_outside_alone(ldm, monkeypatch):
-    values, mask = sample_params(2, seed=14), torch.zeros(1, 1, 64, 64)
+def test_inpainting_leaves_the_latents_and_pixels_outside_alone(ldm, monkeypatch):
+    values, mask, decoded = sample_params(2, seed=14), torch.zeros(1, 1, 64, 64), []
     mask[..., 20:40, 10:50] = 1
-    decoded = []
-    monkeypatch.setattr(ldm, 'decode', lambda z: decoded.append(z) or torch.zeros(1))
-    inpaint(ldm, render(values), mask, values, steps=4)
-    z, outside = ldm.encode(render(values)), 1 - latent_mask(mask, 4)
+    decode, images = ldm.decode, render(values)
+    monkeypatch.setattr(ldm, 'decode', lambda z: decoded.append(z) or decode(z))
+    new = inpaint(ldm, images, mask, values, steps=4)
+    z, outside = ldm.encode(images), latent_mask(mask, 4) == 0
     assert torch.allclose(decoded[0]*outside, z*outside, atol=1e-5)
-    assert ((decoded[0] - z)*(1 - outside)).abs().max() > .1
+    assert ((decoded[0] - z)*~outside).abs().max() > .1
+    kept = torch.ones(1, 1, 64, 64)
+    kept[..., 20:40, 8:52] = 0
+    assert torch.equal(new*kept, as_floats(images)*kept)
+
+
+def test_guidance_by_name(ldm):
+    rows, x = sample_params(2, seed=15), torch.randn(2, *ldm._latent_shape)
+    t = torch.tensor(.5)
+    plain, same, led = (asked_denoiser(ldm, rows, g)(x, t)[0] for g in (1., {'age': 1.}, {'age': 3.}))
+    assert torch.equal(plain, same) and not torch.allclose(plain, led)
+    with pytest.raises(InputError, match='no attribute'):
+        asked_denoiser(ldm, rows, {'mood': 2.})
 
 
 def test_a_mask_touches_every_latent_of_its_pixels():
