@@ -110,7 +110,7 @@ def held_out(ldm, judge, n=300):
     return out
 
 
-def grey(ldm, judge, n=1000):
+def grey(ldm, judge, n=500):
     "The share of grey hair: among old faces of the data, and among samples that are asked for age 1."
     data = sample_params(60_000, seed=335)
     out = {'data, age above 0.97': has(data, 'hair', 'grey')[column(data, 'age') > .97].double().mean().item()}

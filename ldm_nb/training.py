@@ -585,10 +585,11 @@ def _interval(given)->tuple: # two times
 def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
              )->tuple: # both as numbers
     """What `sample` does when a dial is left alone.
-    If both are: autoguidance (3 or the model's), or guidance 2 if there is no guide.
+    If both are: the model's, else autoguidance 3, or guidance 2 if there is no guide.
     If one is, it is off (1)."""
     if guidance is None and autoguidance is None:
-        return (1., self.sampling.get('autoguidance', 3.)) if self.guide else (2., 1.)
+        usual = dict(guidance=1., autoguidance=3.) | self.sampling
+        return (usual['guidance'], usual['autoguidance']) if self.guide else (2., 1.)
     guidance = _strengths(1. if guidance is None else guidance, self)
     autoguidance = (1. if autoguidance is None
                     else _number('autoguidance', autoguidance))
@@ -609,7 +610,8 @@ def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
     """All settings of `sample`, with these, and its own for those that are None.
 
     A model may bring its own (`sampling`). `InputError` names what cannot be used."""
-    how, built_in = SAMPLING | self.sampling, self.sampling.get('guidance')
+    how = SAMPLING | self.sampling
+    built_in = None if self.guide else self.sampling.get('guidance') # of a student
     if built_in and not (guidance is None and autoguidance is None):
         raise InputError('this model was distilled from a guided one and has no dial '
                          'for it: leave guidance and autoguidance out')

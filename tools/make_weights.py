@@ -42,6 +42,7 @@ def draw_faces():
     recipe = replace(recipe, f=4, latent_channels=4, ae_width=64, ae_share=.18, widths=(48, 96, 128), batch=32, lr=1.5e-3, ema_decay=.999)
     folder, others = RUNS/'faces', faces(2_000, 64, seed=1)
     ldm, _ = train_latent_diffusion(faces(40_000, 64, seed=0, progress=True), folder, MINUTES, recipe=recipe, held_out=others, resume=folder.exists())
+    ldm.sampling = dict(steps=10, guidance=3., autoguidance=2.) # the best of a few settings, see bench/RECIPE.md
     ldm.save_pretrained(WEIGHTS/'faces', overwrite=True, ema_only=True, half=True)
 
 
