@@ -1,4 +1,4 @@
-"""Is it what was asked for? python bench/faces.py [MODEL]   (half an hour on 2 CPU cores)
+"""Is it what was asked for? python bench/faces.py [MODEL]   (a quarter of an hour on 2 CPU cores)
 
 The shipped model of faces, read by the shipped judge of attributes; EfficientNet-Lite0 (own.py's judge: 128 directions) gives
 distances, KID, precision and recall against renders. Each part is a key of ldm_nb/results/faces.json, and is kept once it is there.
