@@ -591,8 +591,7 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
         usual = dict(guidance=1., autoguidance=3.) | self.sampling
         return (usual['guidance'], usual['autoguidance']) if self.guide else (2., 1.)
     guidance = _strengths(1. if guidance is None else guidance, self)
-    autoguidance = (1. if autoguidance is None
-                    else _number('autoguidance', autoguidance))
+    autoguidance = _number('autoguidance', 1. if autoguidance is None else autoguidance)
     if autoguidance != 1 and not self.guide:
         raise InputError(
             'this model has no guide (its stage two was too short, or is older than '

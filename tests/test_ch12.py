@@ -184,7 +184,7 @@ def test_edits_of_little_strength_change_little_and_by_inversion_nothing(ldm):
     x = render(values)
     there = ldm.decode(ldm.encode(x))
     def moved(**how):
-        return (edit(ldm, x, values, **how) - there).abs().mean().item()
+        return (edit(ldm, x, values, guidance=1., **how) - there).abs().mean().item()
     little, more = moved(strength=.05), moved(strength=.8)
     assert little < .03 and more > 1.5*little
     assert moved(strength=1., before=values, steps=20) < .5*moved(strength=1., steps=20)
