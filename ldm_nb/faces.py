@@ -6,7 +6,7 @@
 __all__ = ['AttributeJudge', 'judge_loss', 'slightly_worse', 'train_judge', 'judge_errors', 'save_judge', 'load_judge',
            'agreement', 'changed', 'asked_denoiser', 'draw_from', 'edit', 'latent_mask', 'inpaint']
 
-# %% ../nbs/12_faces.ipynb #022bfa87
+# %% ../nbs/12_faces.ipynb #5ed63f33
 import math
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,7 @@ from .training import *
 from .samplers import *
 from .world import *
 
-# %% ../nbs/12_faces.ipynb #ed5aa29e
+# %% ../nbs/12_faces.ipynb #b2534a56
 class AttributeJudge(nn.Module):
     "Reads the attributes of pictures: a logit for each choice, one output a number."
     def __init__(self, attributes:tuple,      # of Attribute
@@ -50,7 +50,7 @@ class AttributeJudge(nn.Module):
         "(b, c, size, size) in [-1, 1] -> a list: (b, choices) or (b, 1) of each"
         return self.head(self.body(x)).split(self.outputs, 1)
 
-# %% ../nbs/12_faces.ipynb #9470f524
+# %% ../nbs/12_faces.ipynb #89dd1136
 @patch
 @torch.no_grad()
 def read(self:AttributeJudge, images # (n, c, size, size): levels or floats in [-1, 1]
@@ -81,7 +81,7 @@ def judge_loss(outputs:list, # of an AttributeJudge
                          else F.cross_entropy(out, wanted.long()))
     return total
 
-# %% ../nbs/12_faces.ipynb #d2c728b5
+# %% ../nbs/12_faces.ipynb #78c5fae4
 def slightly_worse(images:Tensor # (b, c, h, w) in [-1, 1]
                   )->Tensor:
     "Blurred and noisy by chance: what a judge must not mind in samples of a model."
@@ -104,7 +104,7 @@ def train_judge(data:ImageData, # with attributes
     return fit(judge, loss, len(data), batch, lr, num_steps, seed=seed, stage='judge',
                ema_decay=.999, **budget)
 
-# %% ../nbs/12_faces.ipynb #1034b20a
+# %% ../nbs/12_faces.ipynb #cf0dd130
 def judge_errors(read:Tensor,      # (n, k), what a judge has read
                  true:Tensor,      # (n, k), NaN: not known
                  attributes:tuple  # of Attribute
@@ -116,7 +116,7 @@ def judge_errors(read:Tensor,      # (n, k), what a judge has read
         errors[a.name] = error[~y.isnan()].mean().item()
     return errors
 
-# %% ../nbs/12_faces.ipynb #23217057
+# %% ../nbs/12_faces.ipynb #56165feb
 def save_judge(judge:AttributeJudge, folder,
                tested_on=5000, # new drawn faces
                **card):        # how it was trained
@@ -142,7 +142,7 @@ def load_judge(folder=None # by default the shipped one, of drawn faces
     judge.load_state_dict(weights)
     return judge.eval().requires_grad_(False).to(default_device())
 
-# %% ../nbs/12_faces.ipynb #01c05742
+# %% ../nbs/12_faces.ipynb #e200ba0f
 def agreement(asked:Tensor,     # (n, k), natural units, NaN: not asked
               read:Tensor,      # (n, k), what a judge has read
               attributes:tuple, # of Attribute
@@ -157,7 +157,7 @@ def agreement(asked:Tensor,     # (n, k), natural units, NaN: not asked
             shares[a.name] = near[known].double().mean().item()
     return shares
 
-# %% ../nbs/12_faces.ipynb #e4eaaf2f
+# %% ../nbs/12_faces.ipynb #f8cf20fa
 def changed(before:Tensor, after:Tensor, # (n, k), what a judge reads in both
             attributes:tuple             # of Attribute
            )->Tensor:                    # (k,)
@@ -168,7 +168,7 @@ def changed(before:Tensor, after:Tensor, # (n, k), what a judge reads in both
         columns.append(moved.mean())
     return torch.stack(columns)
 
-# %% ../nbs/12_faces.ipynb #7e7ef073
+# %% ../nbs/12_faces.ipynb #c57e586a
 def asked_denoiser(ldm:LatentDiffusion,
                    values:Tensor,  # (n, k), natural units, NaN: left out
                    guidance=1.     # a number, or {name: number}
@@ -178,7 +178,7 @@ def asked_denoiser(ldm:LatentDiffusion,
     strength = by_position(guidance, ldm.attributes)
     return guided(ldm.ema, rows, ldm.schedule, ldm.prediction_type, strength)
 
-# %% ../nbs/12_faces.ipynb #9b502b10
+# %% ../nbs/12_faces.ipynb #57978e2d
 @torch.no_grad()
 def draw_from(ldm:LatentDiffusion,
               noise:Tensor,  # (n, c, h, w), latents of pure noise
@@ -189,7 +189,7 @@ def draw_from(ldm:LatentDiffusion,
     denoise = asked_denoiser(ldm, values, guidance)
     return ldm.decode(walk(denoise, noise.to(ldm.device), ldm.schedule, steps))
 
-# %% ../nbs/12_faces.ipynb #4bdef701
+# %% ../nbs/12_faces.ipynb #1667b1d8
 @torch.no_grad()
 def edit(ldm:LatentDiffusion,
          images:Tensor,  # (n, c, h, w), levels or floats in [-1, 1]
@@ -218,7 +218,7 @@ def edit(ldm:LatentDiffusion,
     x = heun(asked_denoiser(ldm, values, guidance), x, ldm.schedule, times)
     return ldm.decode(x)
 
-# %% ../nbs/12_faces.ipynb #5a11f850
+# %% ../nbs/12_faces.ipynb #1e82cced
 def latent_mask(mask:Tensor, # (n or 1, 1, h, w), 1 where the picture shall be new
                 f:int
                )->Tensor:    # (n or 1, 1, h/f, w/f), 0 or 1

@@ -118,7 +118,7 @@ def test_import_is_light():
 def test_sizes_of_what_is_committed():
     size = lambda pattern: sum(p.stat().st_size for p in ROOT.glob(pattern) if p.is_file())
     assert size('ldm_nb/weights/**/*') < 40e6 # the design's bound for all models; clothes alone had 25
-    assert size('nbs/**/*') + size('ldm_nb/**/*') < 60e6
+    assert size('nbs/**/*') + size('ldm_nb/**/*') < 100e6 # outputs, weights and data, as the design has it
 
 
 @pytest.mark.parametrize('path', [p for p in NOTEBOOKS if re.match(r'\d\d_|a_', p.stem)],
