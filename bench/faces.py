@@ -13,7 +13,7 @@ import torch
 from ldm_nb.attributes import attribute_row
 from ldm_nb.core import PACKAGE, as_floats, read_json, write_json
 from ldm_nb.evaluation import kid, precision_recall
-from ldm_nb.faces import agreement, changed, edit, inpaint, load_judge
+from ldm_nb.faces import agreement, edit, inpaint, judge_errors, load_judge, matches
 from ldm_nb.features import extract
 from ldm_nb.training import LatentDiffusion
 from ldm_nb.world import EXPRESSIONS, FACE_ATTRIBUTES, FACE_NAMES, FACTORS, HELD_OUT, change, column, faces, has, render, sample_params
@@ -21,15 +21,10 @@ from own import Judge
 
 OUT = PACKAGE/'results'/'faces.json'
 CHOICES = [a for a in FACE_ATTRIBUTES if a.choices]
-NUMBERS = [a for a in FACE_ATTRIBUTES if not a.choices]
 
 
 def asked_for(n, **attributes): # (n, k)
     return attribute_row(attributes, FACE_ATTRIBUTES).expand(n, -1)
-
-
-def share_right(read, asked, tolerance=.2):
-    return agreement(asked, read, FACE_ATTRIBUTES, tolerance)
 
 
 def confusion(ldm, judge):
@@ -94,7 +89,7 @@ def whole_rows(ldm, judge, n=1000):
     values = sample_params(n, seed=330)
     x = render(values)
     pictures = dict(samples=ldm.sample(n, values), reconstructions=ldm.decode(ldm.encode(x)), renders=x)
-    return {kind: share_right(judge.read(v), values) for kind, v in pictures.items()}
+    return {kind: agreement(values, judge.read(v), FACE_ATTRIBUTES) for kind, v in pictures.items()}
 
 
 def held_out(ldm, judge, n=300):
@@ -138,18 +133,12 @@ def moves(ldm, judge, n=150):
         new, values = moved_away(sample_params(n, seed=340, which='all'), FACE_ATTRIBUTES[FACE_NAMES.index(name)])
         before = judge.read(ldm.sample(len(values), values)), judge.read(render(values))
         after = judge.read(ldm.sample(len(values), new)), judge.read(render(new))
-        out[name] = {kind: [round(v, 4) for v in changed(b, a, FACE_ATTRIBUTES).tolist()]
+        out[name] = {kind: [round(v, 4) for v in judge_errors(a, b, FACE_ATTRIBUTES).values()]
                      for kind, b, a in zip(('samples', 'renders'), before, after)}
     return out
 
 
 REST = [i for i, name in enumerate(FACE_NAMES) if name not in ('expression', *FACTORS)]
-
-
-def kept_in(before, after): # (n, 16) bool: the same choice, or within a fifth of the range
-    columns = [after[:, i] == before[:, i] if FACE_ATTRIBUTES[i].choices else
-               (after[:, i] - before[:, i]).abs() <= .2*(FACE_ATTRIBUTES[i].high - FACE_ATTRIBUTES[i].low) for i in REST]
-    return torch.stack(columns, 1)
 
 
 def edits(ldm, judge, n=200):
@@ -167,7 +156,7 @@ def edits(ldm, judge, n=200):
             for strength in (.3, .5, .7, .85, 1.):
                 new = edit(ldm, x, wanted, strength, known if way == 'inversion' else None)
                 seen = judge.read(new)
-                kept = kept_in(read, seen)
+                kept = matches(read, seen, FACE_ATTRIBUTES)[:, REST]
                 row = dict(changed=has(seen, 'expression', 'happy').double().mean().item(), kept=kept.double().mean().item(),
                            each={FACE_NAMES[i]: v for i, v in zip(REST, kept.double().mean(0).tolist())},
                            all_but_two=(kept.sum(1) >= len(REST) - 2).double().mean().item(), all=kept.all(1).double().mean().item())

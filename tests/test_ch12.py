@@ -7,8 +7,8 @@ import torch
 from ldm_nb.attributes import attribute_row
 from ldm_nb.core import PACKAGE, InputError, as_floats, generator, read_json
 from ldm_nb.data import load_data
-from ldm_nb.faces import (AttributeJudge, agreement, asked_denoiser, changed, draw_from, edit, inpaint,
-                          judge_errors, judge_loss, latent_mask, load_judge, save_judge, train_judge)
+from ldm_nb.faces import (AttributeJudge, agreement, asked_denoiser, draw_from, edit, inpaint,
+                          judge_errors, judge_loss, latent_mask, load_judge, matches, save_judge, train_judge)
 from ldm_nb.training import LatentDiffusion
 from ldm_nb.world import (EXPRESSIONS, FACE_ATTRIBUTES, FACE_NAMES, FACTORS, HELD_OUT, change, clip, faces,
                           is_held_out, render, sample_params)
@@ -163,8 +163,9 @@ def test_agreement_counts_only_what_was_asked():
     read[:, 0] = torch.tensor([2., 2., 1., 2.])
     read[:, 18] = torch.tensor([.5, .69, .71, .31])
     assert agreement(asked, read, FACE_ATTRIBUTES) == dict(expression=.75, age=.75)
-    moved = changed(torch.zeros(4, 22), read, FACE_ATTRIBUTES)
-    assert moved[0] == 1 and abs(moved[18] - .5525) < 1e-6 and moved[1] == 0
+    assert matches(asked, read, FACE_ATTRIBUTES)[:, 18].tolist() == [True, True, False, True]
+    moved = judge_errors(read, torch.zeros(4, 22), FACE_ATTRIBUTES)
+    assert moved['expression'] == 1 and abs(moved['age'] - .5525) < 1e-6 and moved['hair'] == 0
 
 
 def test_samples_of_the_shipped_model_are_as_asked(ldm, judge):
@@ -232,8 +233,7 @@ def test_the_denoiser_refuses_what_is_no_row(ldm):
 def test_the_stored_measurement_is_of_the_shipped_model(ldm):
     found = read_json(PACKAGE/'results'/'faces.json')
     assert found['card'] == {k: ldm.card[k] for k in found['card']}
-    assert read_json(PACKAGE/'results'/'faces.json')['settings'] == {k: list(v) if isinstance(v, tuple) else v
-                                                                     for k, v in ldm.settings().items()}
+    assert found['settings'] == {k: list(v) if isinstance(v, tuple) else v for k, v in ldm.settings().items()}
 
 
 def test_the_stored_shares_are_what_they_are_called():
