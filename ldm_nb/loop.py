@@ -263,17 +263,18 @@ def _interrupts():
 
 # %% ../nbs/a_loop.ipynb #0d6b06e2
 def get_accelerator():
-    "Accelerate's `Accelerator` for `default_device()`; bfloat16 where a GPU has it."
+    """Accelerate's `Accelerator` for `default_device()`; bfloat16 where a GPU has it.
+    On a CPU if ACCELERATE_MIXED_PRECISION=bf16, which pays where it has AMX."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'IProgress') # bars that we do not use
         from accelerate import Accelerator
-    device, bf16 = default_device(), False
+    device, precision = default_device(), None
     if device.type == 'cuda':
         if device.index is not None: torch.cuda.set_device(device)
         torch.backends.cudnn.deterministic = True
         bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    accelerator = Accelerator(cpu=device.type == 'cpu',
-                              mixed_precision='bf16' if bf16 else 'no')
+        precision = 'bf16' if bf16 else 'no'
+    accelerator = Accelerator(cpu=device.type == 'cpu', mixed_precision=precision)
     if accelerator.num_processes == 1 < int(os.environ.get('WORLD_SIZE', 1)):
         raise InputError(f'several processes cannot train together on {device}: '
                          'use one, or set LDM_DEVICE=cpu')
