@@ -560,7 +560,7 @@ def _best(seen)->dict: # {stage: where its held-out loss was lowest}
 
 def _card(plan, one, two, seen)->dict:
     "What a run was, for people: stages by name."
-    stages = dict(autoencoder=one, denoiser=two)
+    stages, together = dict(autoencoder=one, denoiser=two), get_accelerator()
     def size(net): return sum(p.numel() for p in net.parameters())
     return dict(
         data=plan['data'], images=plan['count'], class_counts=plan['class_counts'],
@@ -572,7 +572,8 @@ def _card(plan, one, two, seen)->dict:
         interrupted=two['interrupted'], device=str(default_device()),
         threads=torch.get_num_threads(), torch=torch.__version__,
         ldm_nb=ldm_nb.__version__, size=plan['size'], minutes=plan['minutes'],
-        seed=plan['seed'], processes=get_accelerator().num_processes,
+        seed=plan['seed'], processes=together.num_processes,
+        precision=together.mixed_precision,
         init=plan['init'], keep=plan['keep'], held_out=_best(seen))
 
 # %% ../nbs/a_runs.ipynb #f3777d47

@@ -52,7 +52,9 @@ def test_twenty_kills_at_random_moments(tmp_path):
         assert server.status() == 0
         took.append(time.perf_counter() - began)
     deaths = []
-    while len(deaths) < 20:
+    def places(): # where the kills fell; on a busy machine more of them fall on one
+        return {str(d) for d in deaths}
+    while len(deaths) < 20 or len(places()) <= 10 and len(deaths) < 40:
         pid = server.start(tmp_path/'killed')
         time.sleep(rng.uniform(.02, .085)*min(took))
         with suppress(ProcessLookupError): # has ended: the status says it
@@ -66,7 +68,7 @@ def test_twenty_kills_at_random_moments(tmp_path):
                 done[stage] = len(box.load()[0]['history.lr'])        # whole: load warns of a damaged one, and warnings are errors here
         if deaths: assert all(done[k] >= v for k, v in deaths[-1].items())
         deaths.append(done)
-    assert len({str(d) for d in deaths}) > 10 and 'denoiser' in deaths[-1], deaths
+    assert len(places()) > 10 and 'denoiser' in deaths[-1], deaths
     server.start(tmp_path/'killed'); assert server.status() == 0; server.close()
     whole, killed = files(tmp_path/'whole'), files(tmp_path/'killed')
     assert set(whole) == {f'{part}.safetensors' for part in ('autoencoder', 'denoiser', 'ema', 'guide', 'seen')} == set(killed)
@@ -220,6 +222,28 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     for k in one:                                                                        # weights, EMA, moments of the gradients
         if not k.startswith('history'): torch.testing.assert_close(two[k], one[k], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(two['history.grad_norm'], one['history.grad_norm'], rtol=1e-5, atol=1e-7)
+
+
+PRECISION = '''
+import torch
+from torch import nn
+from ldm_nb.loop import fit
+seen = []
+def loss(model, i):
+    out = model(torch.randn(len(i), 8))
+    seen.append(str(out.dtype))
+    return out.float().square().mean()
+run = fit(nn.Linear(8, 8), loss, 16, 4, 1e-3, num_steps=2)
+print(sorted(set(seen)), sorted({str(p.dtype) for p in run['model'].parameters()}))
+'''
+
+
+@pytest.mark.parametrize('asked, computes', [(None, 'float32'), ('bf16', 'bfloat16')])
+def test_the_cpu_computes_in_the_precision_that_accelerate_is_told(asked, computes):
+    env = {k: v for k, v in ENV.items() if k != 'ACCELERATE_MIXED_PRECISION'} | dict(LDM_DEVICE='cpu')
+    env |= dict(ACCELERATE_MIXED_PRECISION=asked) if asked else {}
+    p = subprocess.run([sys.executable, '-c', PRECISION], capture_output=True, text=True, env=env, timeout=300)
+    assert p.stdout.strip() == f"['torch.{computes}'] ['torch.float32']", p.stderr
 
 
 def test_torchrun_two_processes_on_the_cpu(tmp_path):

@@ -90,6 +90,15 @@ def test_recipe_tables_are_made_from_their_rows(monkeypatch):
     assert f'<!-- steps -->\n{steps.table(rows)}\n<!-- end of steps -->' in (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8'), 'run python bench/steps.py'
 
 
+def test_table_of_precision_is_the_results(monkeypatch):
+    monkeypatch.setenv('TQDM_DISABLE', '')
+    monkeypatch.syspath_prepend(str(ROOT/'bench'))
+    import precision
+    rows = json.loads((ROOT/'bench'/'precision.json').read_text())
+    text = (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8')
+    assert f'<!-- precision -->\n{precision.table(rows)}\n<!-- end of precision -->' in text, 'run python bench/precision.py'
+
+
 @pytest.mark.parametrize('name', ['own', 'decoders'])
 def test_tables_of_own_pictures_are_the_results(name, monkeypatch):
     monkeypatch.setenv('TQDM_DISABLE', '')
