@@ -88,7 +88,7 @@ def scale_values(values:Tensor,   # (n, k), natural units
     return torch.stack(columns, 1)
 
 # %% ../nbs/a_attributes.ipynb #a77a1b12
-def drop_conditions(labels:Tensor,   # (b,), or (b, k) attributes
+def drop_conditions(labels:Tensor,   # (b,), (b, k) attributes or (b, l, d) words
                     num_classes:int, # what stands for no class
                     p:float          # with this probability, all of a row is hidden
                    )->Tensor:        # like labels
@@ -99,6 +99,8 @@ def drop_conditions(labels:Tensor,   # (b,), or (b, k) attributes
     kept = torch.rand(len(labels)) >= p
     if labels.ndim == 1:
         return labels.where(kept, num_classes)
+    if labels.ndim == 3: # a sentence is said, or not
+        return labels.where(kept[:, None, None], math.nan)
     rate = torch.rand(len(labels), 1)
     kept = kept[:, None] & (torch.rand(labels.shape) >= rate)
     return labels.where(kept, math.nan)

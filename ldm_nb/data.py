@@ -23,13 +23,15 @@ from .core import *
 from .folder import *
 from .hub import read_hub
 from .attributes import *
+from .words import *
 
 # %% ../nbs/a_data.ipynb #68328057
 @dataclass
 class ImageData:
-    """A set of images with optional labels and attributes.
+    """A set of images with optional labels, attributes and captions.
 
-    A model is trained on the attributes, if there are any; judges use the labels.
+    A model is trained on the captions, if there are any, else on the attributes, else
+    on the labels; judges use the labels.
     Floats are rounded to 256 levels. `InputError` if something cannot be right.
     """
     levels: Tensor              # (n, c, h, w), uint8, or floats in [-1, 1]; read only
@@ -41,6 +43,7 @@ class ImageData:
     content: Tensor|None = None # (n, 4), int32: the true pictures in padded ones
     attributes: tuple = ()      # k of Attribute
     values: Tensor|None = None  # (n, k), float32, natural units; NaN: not known
+    captions: tuple|None = None # of each image a tuple of texts; (): nothing is said
 
     def __post_init__(self):
         self.levels = _checked_levels(self.levels)
@@ -51,6 +54,7 @@ class ImageData:
             self.content = _checked_content(self.content, self.levels)
         self.attributes = tuple(self.attributes)
         self.values = _checked_values(self.values, self.attributes, len(self))
+        self.captions = check_captions(self.captions, len(self))
 
     def __len__(self): return len(self.levels)
 
@@ -58,6 +62,9 @@ class ImageData:
         i = [i] if isinstance(i, numbers.Integral) else i # one image is a set, too
         beside = {name: getattr(self, name) for name in ('labels', 'content', 'values')}
         beside = {name: v if v is None else v[i] for name, v in beside.items()}
+        if self.captions is not None:
+            which = torch.arange(len(self))[i].tolist()
+            beside['captions'] = [self.captions[k] for k in which]
         return replace(self, levels=self.levels[i], **beside)
 
     @property
@@ -136,12 +143,15 @@ def hashes(self:ImageData)->Tensor: # (n,), int64
 
 @patch
 def fingerprint(self:ImageData)->str:
-    "Hash of the images, of their labels and attributes, and of where they are padded."
+    "Hash of the images, of all that is said of them, and of where they are padded."
     parts = dict(images=self.levels, labels=self.labels, content=self.content)
     if self.attributes:
         about = repr([(a.name, a.choices, a.low, a.high) for a in self.attributes])
         about = torch.tensor(list(about.encode()), dtype=torch.uint8)
         parts |= dict(attributes=about, values=self.values)
+    if self.captions is not None:
+        about = json.dumps(self.captions).encode()
+        parts['captions'] = torch.tensor(list(about), dtype=torch.uint8)
     return fingerprint({k: v for k, v in parts.items() if v is not None})
 
 # %% ../nbs/a_data.ipynb #bf3742d3
@@ -155,6 +165,9 @@ def __repr__(self:ImageData):
     if self.attributes:
         lines.append(f'{len(self.attributes)} attributes: '
                      f'{listed(self.attributes, 5, 100)}')
+    if self.captions is not None:
+        plain = [own[0] for own in self.captions if own]
+        lines.append(f'{len(plain):,} with captions: {listed(plain, 3, 100)}')
     return '\n'.join(lines + [self.note]*bool(self.note))
 
 # %% ../nbs/a_data.ipynb #562608b8
@@ -361,7 +374,7 @@ def emoji(split:str='train', # train, test or all
           size=32,           # pixels per side, or (height, width)
           style:str='google' # google, twitter or both
          )->ImageData:       # images (n, 3, h, w); classes are the categories
-    """Colour pictures with names (`emoji_table`), on white.
+    """Colour pictures with names (`emoji_table`) and captions, on white.
 
     A tenth of the designs is the test. `InputError` for another size than 32 or
     another style than google where the packed files are not on this machine.
@@ -374,7 +387,8 @@ def emoji(split:str='train', # train, test or all
     labels = torch.tensor([classes.index(row['category']) for row, _ in kept])
     levels = torch.tensor(np.stack([image for _, image in kept])).movedim(-1, 1)
     note = ' and '.join(EMOJI_STYLES[one] for one in styles)
-    return ImageData(levels.contiguous(), labels, classes, f'emoji {split}', note)
+    return ImageData(levels.contiguous(), labels, classes, f'emoji {split}', note,
+                     captions=[emoji_captions(row) for row, _ in kept])
 
 def _emoji_levels(style, size): # rows, (n, h, w, 3)
     if (style, size) == ('google', (32, 32)):
@@ -385,7 +399,7 @@ def _emoji_levels(style, size): # rows, (n, h, w, 3)
     return rows, [np.asarray(fit_image(im, size)) for im in pictures]
 
 # %% ../nbs/a_data.ipynb #afe97c7e
-def _as_data(found, rows, name, attributes=(), values=None): # of a Folder
+def _as_data(found, rows, name, attributes=(), values=None, captions=None):
     labels = found.labels and torch.tensor(found.labels)[rows]
     if labels is not None and (labels < 0).any(): # some lie in no class of the others
         labels = None
@@ -393,7 +407,8 @@ def _as_data(found, rows, name, attributes=(), values=None): # of a Folder
     content = None if found.content is None else found.content[rows]
     return ImageData(found.levels[rows], labels, classes, name, found.note,
                      found.value_range, content, attributes,
-                     values if values is None else values[rows])
+                     values if values is None else values[rows],
+                     captions if captions is None else captions[rows])
 
 def image_folder(path,         # a folder of images, or of one subfolder per class
                  size=32,      # pixels per side, or (height, width); 8 or more
@@ -494,7 +509,8 @@ def load_data(name,    # one of BUILT_IN, a folder or hub:OWNER/NAME
               split:str|None=None, # of a data set of the Hub: the part to train on,
               image:str|None=None, # the column of the images,
               label:str|None=None, # and that of the classes
-              attributes=None # of a folder: a file with a table, see read_attributes
+              attributes=None, # of a folder: a file with a table, see read_attributes
+              captions=None # of a folder: a file, see read_captions; 'no': none
              )->tuple:     # (train, test), both ImageData
     """Training and test images by the name that the commands take.
 
@@ -509,7 +525,8 @@ def load_data(name,    # one of BUILT_IN, a folder or hub:OWNER/NAME
     if attributes is not None and word:
         raise InputError(f'attributes belong to a folder, not {name}: leave them out')
     if word in BUILT_IN:
-        return _load_built_in(word, size, channels)
+        return [replace(part, captions=None) if captions == 'no' else part
+                for part in _load_built_in(word, size, channels)]
     if not (isinstance(held_out, float) and 0 < held_out < 1):
         raise InputError(f'held_out is {held_out!r}: expected a part of the images, '
                          'more than 0. and less than 1.')
@@ -519,17 +536,26 @@ def load_data(name,    # one of BUILT_IN, a folder or hub:OWNER/NAME
     else:
         found = read_folder(name, size, channels, held_out, skip_unreadable,
                             value_range, fit, cache)
-    return _parts(found, name, attributes)
+    return _parts(found, name, attributes, captions)
 
 # %% ../nbs/a_data.ipynb #072e92e3
-def _parts(found, name, attributes=None): # a Folder -> train, test
+def _caption_file(folder, captions, attributes): # a path, or None
+    "What is given, or, if nothing is, the folder's own file of captions."
+    if captions is not None:
+        return None if captions == 'no' else captions
+    found = [Path(folder)/name for name in CAPTION_FILES if (Path(folder)/name).is_file()]
+    return found[0] if found and attributes is None else None
+
+def _parts(found, name, attributes=None, captions=None): # a Folder -> train, test
     n, k, title = len(found.levels), found.held_out, Path(name).resolve().name
     if n < 20 or k == n:
         raise InputError(f'{name} holds {n} images, {k} of them held out: it needs 20 '
                          'or more, and some of them to train on')
     table = () if attributes is None else read_attributes(attributes, found.names)
-    train = _as_data(found, slice(k, None), f'{title} train', *table)
-    test = _as_data(found, slice(k), f'{title} test', *table)
+    file = _caption_file(name, captions, attributes)
+    said = None if file is None else read_captions(file, found.names)
+    train = _as_data(found, slice(k, None), f'{title} train', *table, captions=said)
+    test = _as_data(found, slice(k), f'{title} test', *table, captions=said)
     return train, _unseen(test, found.twins)
 
 # %% ../nbs/a_data.ipynb #fcdfec25

@@ -186,10 +186,14 @@ class AttributeEmbedding(nn.Module):
         "(b, k) positions of choices and numbers, or NaN -> (b, emb_dim)"
         return self.layers(self.code(rows))
 
+    def nothing(self, x):
+        "Rows in which all is left out, (b, k), for latents x (b, ...)"
+        return x.new_full((len(x), len(self.sizes)), math.nan)
+
 def _nothing(net, x): # (b,) or (b, k), of the device of x: no condition
-    if isinstance(net.label, AttributeEmbedding):
-        return x.new_full((len(x), len(net.label.sizes)), math.nan)
-    return torch.full((len(x),), net.num_classes, device=x.device)
+    if isinstance(net.label, nn.Embedding):
+        return torch.full((len(x),), net.num_classes, device=x.device)
+    return net.label.nothing(x)
 
 # %% ../nbs/04_denoiser.ipynb #4e5db036
 class UNet(nn.Module):
@@ -202,14 +206,15 @@ class UNet(nn.Module):
                  emb_dim=192,     # of the embedding of time and class
                  dropout=0.,      # inside the blocks, in training
                  augment=0,       # numbers that say how an image was changed
-                 attributes=()):  # instead of classes: choices of each, 0 for a number
+                 attributes=(),   # instead of classes: choices of each, 0 for a number
+                 kind=TimeResBlock): # of the residual blocks
         super().__init__()
         self.config = dict(channels=channels, widths=list(widths), blocks=blocks,
                            num_classes=num_classes, emb_dim=emb_dim,
                            dropout=dropout, augment=augment, attributes=[*attributes])
         if num_classes and attributes:
             raise InputError('num_classes and attributes are given: choose one of both')
-        def block(w): return TimeResBlock(w, width, emb_dim, dropout)
+        def block(w): return kind(w, width, emb_dim, dropout)
         self.num_classes, self.shrinks = num_classes, len(widths) - 1
         self.time = nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(),
                                   nn.Linear(emb_dim, emb_dim))
@@ -246,6 +251,8 @@ def embed(net,       # has time, label and num_classes
     emb = net.time(timestep_embedding(t, 128)) + net.label(labels)
     return F.silu(emb if augment is None else emb + net.augment(augment))
 
+UNet.embed = embed
+
 def check_sides(x:Tensor, multiple:int):
     "`InputError` unless both sides of x (b, c, h, w) are multiples of `multiple`."
     if any(side % multiple for side in x.shape[-2:]):
@@ -259,7 +266,7 @@ def forward(self:UNet, x, t, labels=None, augment=None):
     That is labels (b,), attributes (b, k) with NaN where left out, or None: nothing.
     `augment` (b, k) says how the images of the latents were changed; None: not."""
     check_sides(x, 2**self.shrinks)
-    emb = embed(self, x, t, labels, augment)
+    emb = self.embed(x, t, labels, augment)
     h, stack = self.conv_in(x), []
     for layer in self.down:
         if isinstance(layer, TimeResBlock):
@@ -307,17 +314,19 @@ class DiTBlock(nn.Module):
                                  nn.Linear(4*width, width))
         self.modulation = zero_init(nn.Linear(emb_dim, 6*width))
 
-    def attend(self, x):
-        "(b, n, width) tokens -> the same shape: each is given a mix of all"
+    def attend(self, x, seen=None):
+        """(b, n, width) tokens -> the same shape: each is given a mix of all, or of
+        those that are `seen` (b, n)."""
+        seen = seen if seen is None else seen[:, None, None]
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)   # (b, heads, n, width/heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, seen) # (b, heads, n, width/heads)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def forward(self, x, emb):
+    def forward(self, x, emb, seen=None):
         "(b, n, width) tokens, (b, emb_dim) embedding -> like x"
         modulation = self.modulation(emb)[:, None].chunk(6, dim=2)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        x = x + gate1*self.attend(self.norm(x)*(1 + scale1) + shift1)
+        x = x + gate1*self.attend(self.norm(x)*(1 + scale1) + shift1, seen)
         return x + gate2*self.mlp(self.norm(x)*(1 + scale2) + shift2)
 
 # %% ../nbs/04_denoiser.ipynb #fff35a67
@@ -367,11 +376,11 @@ def _rescaled(x0, plain, share): # (b, ...) both: x0 with the deviation of plain
     ratio = plain.std(dims, keepdim=True)/x0.std(dims, keepdim=True)
     return x0*(1 + share*(ratio - 1))
 
-def _labels_and_away(labels, negative, model): # (b,), (b, k) or None each
+def _labels_and_away(labels, negative, model): # conditions, None or one of both
     if labels is None and negative is None:
         return None, None
     given = negative if labels is None else labels
-    nothing = math.nan if given.ndim == 2 else model.num_classes
+    nothing = math.nan if given.is_floating_point() else model.num_classes
     none = torch.full_like(given, nothing)
     return [none if v is None else v for v in (labels, negative)]
 

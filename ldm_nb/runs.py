@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import ldm_nb
 from .core import *
 from .attributes import *
+from .words import *
 from .data import *
 from .loop import *
 from .autoencoder import *
@@ -111,13 +112,14 @@ def _plan(out, plan, resume)->dict:
 def _agreed(alone, out, data, resume, plan)->dict:
     "The plan, as the first process wrote it to out/run.json, in all processes."
     from accelerate.utils import broadcast_object_list
-    by_class = data.labels is not None and not data.attributes
+    by_class = data.labels is not None and not (data.attributes or data.captions)
     plan = _as_json(plan | dict(
         data=data.name, images=data.fingerprint(), count=len(data),
         shape=list(data.levels.shape[1:]),
         classes=data.classes if by_class else (),
         class_counts=data.counts if by_class else [],
-        attributes=[asdict(a) for a in data.attributes],
+        attributes=[] if data.captions else [asdict(a) for a in data.attributes],
+        words=sentences(['']).shape[2] if data.captions else 0,
         value_range=data.value_range,
         ldm_nb=ldm_nb.__version__))
     plans = [_plan(out, plan, resume) if alone.is_main_process else None]
@@ -128,7 +130,8 @@ def _attribute_names(plan):
 
 def _asked(plan)->dict: # what a denoiser of this run can be asked for
     sizes = sizes_of(attributes_from(plan.get('attributes')))
-    return dict(num_classes=len(plan['classes']), attributes=sizes)
+    return dict(num_classes=len(plan['classes']), attributes=sizes,
+                words=plan.get('words', 0))
 
 # %% ../nbs/a_runs.ipynb #ac0b443a
 def _part(tensors, prefix): # of a checkpoint
@@ -217,11 +220,14 @@ def memory_needed(data:ImageData, recipe:Recipe,
     H, W = (-(-s//side)*side for s in (h, w))
     vae = _vae_of(recipe, c)
     k, sizes = len(data.classes), sizes_of(data.attributes)
-    unet = _unet_of(recipe, recipe.latent_channels, 0 if sizes else k, sizes)
+    words = sentences(['']) if data.captions else None # (1, 1, d)
+    sizes, k = ((), 0) if data.captions else (sizes, 0 if sizes else k)
+    unet = _unet_of(recipe, recipe.latent_channels, k, sizes,
+                    words.shape[2] if data.captions else 0)
     x, l = torch.zeros(1, c, 2*side, 2*side), 2*side//recipe.f # one small image
     z = torch.zeros(1, recipe.latent_channels, l, l)
     y = torch.zeros(1, dtype=torch.long) if k else None
-    y = torch.zeros(1, len(sizes)) if sizes else y
+    y = torch.zeros(1, len(sizes)) if sizes else y if words is None else words
     passes = (0 if kept else
               recipe.ae_batch*kept_for_backward(vae, lambda m: vae_loss(m, x)),
               recipe.batch*kept_for_backward(unet, lambda m: diffusion_loss(m, z, y)))
@@ -271,6 +277,9 @@ def _check_run(data, recipe, seed, held_out, start, save_every):
         raise InputError(f'held_out has the attributes '
                          f'{listed(held_out.attributes) or "none"}, {data.name} has '
                          f'{listed(data.attributes) or "none"}: they must agree')
+    if held_out and (held_out.captions is None) != (data.captions is None):
+        raise InputError(f'{data.name} has captions and held_out has none, or the other '
+                         'way: they must agree')
     if not isinstance(recipe, Recipe):
         raise InputError(f'recipe is {recipe!r}: expected a Recipe')
     for name in ('batch', 'ae_batch', 'accumulate'):
@@ -580,8 +589,9 @@ def _card(plan, one, two, seen)->dict:
 @dataclass
 class _Images: # of a run, as both stages need them
     levels: Tensor             # (n, c, h, w), padded
-    labels: Tensor|None        # (n,), or (n, k) scaled attributes
+    labels: object             # (n,), (n, k) scaled attributes, CaptionTable, None
     values: Tensor|None        # (n, k) attributes in natural units
+    captions: tuple|None       # of texts
     content: Tensor|None       # (n, 4), in the padded images
 
 def _padded(data, multiple, most=None):
@@ -595,7 +605,9 @@ def _padded(data, multiple, most=None):
     labels, values = data.labels, data.values
     if data.attributes:
         labels = scale_values(values, data.attributes)
-    return _Images(levels, labels, values, content)
+    if data.captions:
+        labels = CaptionTable(data.captions)
+    return _Images(levels, labels, values, data.captions, content)
 
 # %% ../nbs/a_runs.ipynb #65d7a567
 def _begin(vae, stats, seen, out, alone, start, plan, recipe):
@@ -664,9 +676,10 @@ def _ask_stage_two(images:_Images, recipe, vae, stats, side, classes, attributes
         nonlocal latents
         if latents is None:
             latents = stats.normalize(encode_all(vae, images.levels))
-        losses = []
-        for k, (z, y, content) in enumerate(_split(latents, images.labels,
-                                                   images.content)):
+        losses, told = [], images.labels
+        if images.captions: # always the first of each
+            told = told.first(torch.arange(len(told)))
+        for k, (z, y, content) in enumerate(_split(latents, told, images.content)):
             z = z.to(default_device())
             mask = None if content is None else content_mask(
                 content, images.levels.shape[-2:], f=recipe.f).to(z.device)
@@ -680,7 +693,9 @@ def _ask_stage_two(images:_Images, recipe, vae, stats, side, classes, attributes
                               recipe.prediction_type, side, classes,
                               attributes=attributes)
         asked, k = None, len(images.levels)
-        if attributes:
+        if images.captions:
+            asked = [(*images.captions[i % k], '')[0] for i in range(16)]
+        elif attributes:
             asked = images.values[torch.arange(16) % k]
         elif classes:
             asked = torch.arange(16) % len(classes)
@@ -758,7 +773,7 @@ def _two_stages(data, held_out, out, plan, recipe, resume, alone, start, watch, 
     images, seen = _padded(data, multiple), data.hashes()
     others = held_out and _padded(held_out, multiple, 256)
     side, classes, here = data.levels.shape[-2:], plan['classes'], alone.is_main_process
-    attributes = data.attributes
+    attributes = () if data.captions else data.attributes
     def asked(stage, ask, *given): # only the first process looks
         measure, preview = ask(others or images, recipe, *given)
         return watch.stage(stage, others and measure, preview) if here else None
@@ -788,13 +803,15 @@ def _two_stages(data, held_out, out, plan, recipe, resume, alone, start, watch, 
 def _first_denoiser(start, recipe, plan): # None: random weights
     if start.denoiser is None: return None
     attributes = attributes_from(plan['attributes'])
-    like = _unet_of(recipe, recipe.latent_channels, **_asked(plan)).config
-    if not (attributes or start.attributes):
+    new = _unet_of(recipe, recipe.latent_channels, **_asked(plan))
+    like, kind, words = new.config, type(new), start.denoiser.config.get('features')
+    if not (attributes or start.attributes or words or plan.get('words')):
         classes = tuple(plan['classes'])
         return for_classes(start.denoiser, start.classes, classes, **like)
     torch.manual_seed(seed_for(plan['seed'], 'conditions'))
-    copied = UNet(**start.denoiser.config | like)
-    same = attributes == start.attributes # else what it knew of them is forgotten
+    copied = kind(**start.denoiser.config | like) if kind is type(start.denoiser) else new
+    same = attributes == start.attributes and kind is type(start.denoiser)
+    # else what it knew of them is forgotten
     weights = {k: v for k, v in start.denoiser.state_dict().items()
                if same or not k.startswith('label.')}
     copied.load_state_dict(weights, strict=False)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 import ldm_nb
 from .core import *
 from .attributes import *
+from .words import *
 from .data import *
 from .loop import *
 from .autoencoder import *
@@ -76,8 +77,12 @@ def _vae_of(recipe, image_channels):
                recipe.encoder_depth, recipe.decoder_depth, image_channels,
                resize=recipe.resize)
 
-def _unet_of(recipe, channels, num_classes, attributes=()):
+def _unet_of(recipe, channels, num_classes, attributes=(), words=0):
     augment = 3*bool(recipe.flip or recipe.shift) # flipped, moved right and down
+    if words: # numbers of a token
+        from ldm_nb.text import WordUNet # chapter 13, which is read later
+        return WordUNet(channels, recipe.widths, recipe.blocks, recipe.emb_dim,
+                        recipe.dropout, augment, words)
     return UNet(channels, recipe.widths, recipe.blocks, num_classes, recipe.emb_dim,
                 recipe.dropout, augment, attributes)
 
@@ -107,7 +112,7 @@ def train_autoencoder(images:Tensor, # (n, c, h, w), padded: floats or uint8 lev
 
 # %% ../nbs/05_training.ipynb #9ce5fbfa
 def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
-                   labels:Tensor|None, # (n,), (n, k) scaled attributes, or None
+                   labels, # (n,), (n, k) scaled attributes, a CaptionTable, or None
                    stats:LatentStats,  # of the latents
                    recipe:Recipe,
                    num_classes=0,
@@ -117,11 +122,11 @@ def train_denoiser(latents:Tensor,     # (n, c, h, w), standardised
                    mask=None,   # (indices, changes) -> (b, 1, h, w), 1 where it counts
                    attributes=(), # choices of each, 0 for a number: sizes_of
                    **budget):          # num_steps or seconds, checkpoint
-    """Stage two: a `UNet` on standardised latents. Returns what `fit` does.
-    Labels are hidden by `drop_conditions`. If the recipe flips or shifts, the latents
-    are those of `encode`, and the network is told each change."""
+    """Stage two: a `UNet` on standardised latents. Returns what `fit` does. If the
+    recipe flips or shifts, the latents are those of `encode`, and it is told how."""
     torch.manual_seed(seed_for(seed, 'denoiser'))
-    unet = _unet_of(recipe, latents.shape[1], num_classes, attributes)
+    unet = _unet_of(recipe, latents.shape[1], num_classes, attributes,
+                    getattr(labels, 'features', 0))
     if init is not None:
         unet.load_state_dict(init.state_dict())
     if unet.config['augment'] and encode is None:
@@ -166,6 +171,7 @@ class LatentDiffusion(nn.Module):
         others = [net for net in (guide, late) if net]
         _check_parts(autoencoder, stats, [denoiser, ema, *others])
         self.attributes = _checked_attributes(attributes, ema)
+        self.words = getattr(ema, 'config', {}).get('features', 0) # numbers of a token
         self.autoencoder, self.stats = autoencoder.eval(), stats
         self.denoiser, self.ema = denoiser.eval(), ema.eval()
         self.guide, self.late = guide and guide.eval(), late and late.eval()
@@ -187,7 +193,7 @@ class LatentDiffusion(nn.Module):
 # %% ../nbs/05_training.ipynb #bfeae2aa
 @patch
 def sample(self:LatentDiffusion,
-           n=16,
+           n=None,           # 16, or one for each of the prompts
            labels=None,      # a class or n of them; by default as in the data
            guidance=None,    # 0: ignore labels; 1: follow them; more: exaggerate them
            steps=None,       # of the sampler
@@ -200,14 +206,15 @@ def sample(self:LatentDiffusion,
            spacing=None,     # of the times: uniform, snr, karras or trailing
            interval=None,    # times (from, to) in which guidance is on (chapter 08)
            rescale=None,     # share of the contrast by guidance that is taken back
-           negative=None     # like labels: to go away from
+           negative=None,    # like labels: to go away from
+           prompts=None      # a text or several, for a model of words
           )->Tensor:         # (n, c, h, w) in [-1, 1]
     """Draw `n` images. The same seed gives the same images on one device.
-    A model of attributes takes a dict as label, n of them, or a table (n, k) in natural
-    units, and as guidance also {attribute: number}; what is not named is left out.
+    For attributes, a label is a dict, or there is a table (n, k) in natural units, and
+    guidance may be {attribute: number}; what is not named is left out.
     What is None is as `settings` says. `InputError` names what cannot be used."""
-    if negative is not None and guidance is None:
-        guidance = 2. # which goes away from it
+    guidance = 2. if negative is not None and guidance is None else guidance
+    n, labels = self._how_many(n, labels, prompts)
     how = self.settings(guidance, autoguidance, steps=steps, eta=eta, sampler=sampler,
                         spacing=spacing, interval=interval, rescale=rescale)
     n, batch = whole('n', n), self._batch if batch_size is None else batch_size
@@ -504,6 +511,7 @@ def _label(self:LatentDiffusion, given)->int:
 @patch
 def _labels(self:LatentDiffusion, n, labels, seed=0): # (n,) positions, or None
     "What `sample` makes of its labels: for text, numbers, lists, arrays, tensors."
+    if self.words: return said(labels, n, self.words)
     k, known = self.ema.num_classes, self.card.get('class_counts') or []
     if labels is None and k:
         return proportional_labels(known if len(known) == k else [1]*k, n, seed)
@@ -536,10 +544,23 @@ def _rows(self:LatentDiffusion, n, given): # (n, k), scaled, or None
     return scale_values(attribute_table(given, self.attributes, n), self.attributes)
 
 @patch
+def _how_many(self:LatentDiffusion, n, labels, prompts): # n, labels
+    if prompts is None:
+        return 16 if n is None else n, labels
+    if not self.words or labels is not None:
+        why = ('labels are given, too' if self.words else 'this model knows no words, '
+               f'but {listed(self.classes or self.attributes) or "no condition"}')
+        raise InputError(f'prompts are {prompts!r:.60}, and {why}: leave one out')
+    usual = 16 if isinstance(prompts, str) else len(prompts)
+    return usual if n is None else n, prompts
+
+@patch
 def _conditions(self:LatentDiffusion, n, labels, negative, seed, guidance):
     labels = self._labels(n, labels, seed)
     negative = negative if negative is None else self._labels(n, negative)
     check_asked_for(guidance, self.attributes, labels, negative)
+    if self.words and negative is not None:
+        labels, negative = as_long(labels, negative)
     return labels, negative
 
 def _strengths(guidance, ldm): # a float, or {name: float}
@@ -763,12 +784,17 @@ if __name__ == '__main__' and '__file__' in globals(): # as a program, not in a 
              'with the same options')
 
 # %% ../nbs/05_training.ipynb #d1e40012
+def _kind_of(config, kind): # of a network: others are of chapters that come later
+    if 'kind' in config:
+        from ldm_nb.own_images import PretrainedAutoencoder as kind
+    if 'features' in config:
+        from ldm_nb.text import WordUNet as kind
+    return kind
+
 def _load_net(folder, part, kind):
     "One network of a saved model, frozen."
     tensors, metadata = load_tensors(folder/f'{part}.safetensors')
-    if 'kind' in metadata['config']: # of others: chapter 11, which is read later
-        from ldm_nb.own_images import PretrainedAutoencoder as kind
-    net = kind(**metadata['config'])
+    net = _kind_of(metadata['config'], kind)(**metadata['config'])
     net.load_state_dict(tensors)
     net.trained_on = metadata['trained_on']
     return net.requires_grad_(False)
