@@ -171,6 +171,19 @@ def _strength(given): # a number, {attribute: number} or None, of what was typed
                          'attribute=number, and commas between several') from None
     return pairs.get('', pairs)
 
+def _prompts(given): # one text, or the lines of a file
+    if given is None or Path(given).suffix != '.txt':
+        return given
+    try:
+        text = Path(given).read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeDecodeError) as e:
+        raise InputError(f'{given} cannot be read ({e}): expected a text of prompts, '
+                         'one a line') from None
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise InputError(f'{given} holds no prompts: expected one a line')
+    return lines
+
 def _asked_for(ldm, label, guidance, negative, attributes)->dict: # what sample takes
     if ldm.attributes: # --label a=b is for names that are options of the command
         label = named_pairs(label, 'label') if label else {}
@@ -187,9 +200,10 @@ def _asked_for(ldm, label, guidance, negative, attributes)->dict: # what sample 
 @command
 def ldm_sample(# a folder, a shipped name (fashion, fashion-fast, faces) or a Hub id
                model:str,
-               n:int=16,  # images to draw
+               n:int=None, # images to draw (default: 16, or one for each prompt)
                # class, by name or number; by default as often as in the training data
                label:str=None,
+               prompt:str=None, # of a model of words; or a file .txt of them, one a line
                # 0 ignores labels, 1 follows them, more exaggerates them; for attributes
                guidance:str=None, # also expression=3,glasses=2
                steps:int=None, # of the sampler (default 7; 4 of fashion-fast)
@@ -206,7 +220,8 @@ def ldm_sample(# a folder, a shipped name (fashion, fashion-fast, faces) or a Hu
                # ddpm, ddim, euler, heun, dpm (the default) or consistency
                sampler:str=None,
                spacing:str=None, # of its times: uniform, snr, karras, trailing, late
-               negative:str=None, # class to go away from; or glasses=yes,beard=full
+               # class or words to go away from; or glasses=yes,beard=full
+               negative:str=None,
                **attributes): # of a model of attributes
     "Draw images from a trained model. Its attributes are options, too: --hair red"
     _check_out(out)
@@ -214,13 +229,13 @@ def ldm_sample(# a folder, a shipped name (fashion, fashion-fast, faces) or a Hu
         _check_file(npy, '.npy')
     ldm = LatentDiffusion.from_pretrained(model, unfinished=unfinished)
     asked = _asked_for(ldm, label, guidance, negative, attributes)
-    images = ldm.sample(n, steps=steps, seed=seed, progress=True, sampler=sampler,
+    images = ldm.sample(n, prompts=_prompts(prompt), steps=steps, seed=seed, progress=True, sampler=sampler,
                         autoguidance=autoguidance, spacing=spacing, **asked)
     if _is_folder(out):
         _save_folder(out, images)
     else:
         save_picture(out, image_grid(images))
-    print(f'{n} images: {out}')
+    print(f'{len(images)} images: {out}')
     if npy:
         save_npy(npy, to_uint8(images))
         print(f'as an array: {npy}')
@@ -283,7 +298,8 @@ def _write_results(out, losses, figures, images):
 # %% ../nbs/a_commands.ipynb #66e046b9
 _RECIPE = 'lr', 'ae_lr', 'batch', 'flip'               # options of a recipe,
 _DATA = ('held_out', 'channels', 'fit', 'cache',       # of the data,
-         'split', 'image', 'label', 'attributes')
+         'split', 'image', 'label', 'attributes', 'captions')
+_TABLES = 'attributes', 'captions'                     # of them files,
 _REPORT = 'features', 'guidance', 'reference'          # of the report,
 _RUN = ('init', 'autoencoder', 'keep',                 # and of the run
         'save_every', 'previews', 'track')
@@ -296,8 +312,8 @@ def _source(run): # what run.json keeps, so that the run can go on
         return str(Path(name).resolve()) if name and Path(name).exists() else name
     return dict(data=_absolute(run['data']), pixels=run['pixels'], keep=run['keep'],
                 init=found(run['init']), autoencoder=found(run['autoencoder']),
-                **_of(run, _DATA) | _of(dict(attributes=found(run['attributes'])),
-                                        ['attributes']))
+                **_of(run, _DATA) | _of({name: found(run[name]) for name in _TABLES},
+                                        _TABLES))
 
 def _starts_from(run): # a model, an autoencoder of diffusers, or None
     if run['init'] and run['autoencoder']:
@@ -385,7 +401,11 @@ def _print_data(name, train, test):
     print(f'{name}: {len(train):,} training and {len(test):,} test images '
           f'of {h} x {w}, {c} channel(s), '
           f'{len(train.classes)} classes; device {default_device()}')
-    if train.attributes:
+    if train.captions:
+        several = sum(map(len, train.captions))
+        print(f'{name}: trained on {several:,} captions, as '
+              f'{listed([own[0] for own in train.captions if own], 2)}')
+    elif train.attributes:
         print(f'{name}: trained on {len(train.attributes)} attributes: '
               f'{listed(train.attributes, 40, 100)}')
 
@@ -414,6 +434,9 @@ def ldm_train(# fashion (the default), fashion-full, emoji, faces, a folder, hub
               split:str=None, # of a data set of the Hub: the part to train on,
               image:str=None, label:str=None, # and its columns
               attributes:str=None, # table of a folder's pictures, to be trained on
+              # file of their captions (default: its captions.csv or metadata.jsonl, if
+              # there), or no: train on classes
+              captions:str=None,
               init:str=None, # a trained model to start from: folder, name or Hub id
               keep:str=None, # of it: both (to train on), autoencoder, only-autoencoder
               autoencoder:str=None, # of diffusers, kept as it is: a folder or Hub id
@@ -583,7 +606,8 @@ def _measure_model(what, data, features, seed, skip, dials):
     ldm = LatentDiffusion.from_pretrained(what)
     parts = load_data(data, max(ldm.image_size), skip_unreadable=skip,
                       value_range=ldm.card.get('value_range'),
-                      attributes=dials.pop('attributes', None))
+                      attributes=dials.pop('attributes', None),
+                      captions=dials.pop('captions', None if ldm.words else 'no'))
     train, test = (_same_channels(part, ldm.autoencoder.image_channels, what, warn)
                    for part, warn in zip(parts, (True, False)))
     _print_judge(test, features or None)
@@ -611,13 +635,14 @@ def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              skip_unreadable:bool=False, # go on without files that cannot be read
              reference:str='test', # test, the held-out images, or all, as in papers
              no_class_accuracy:bool=False, # train no classifier of the data's classes
-             attributes:str=None): # table of a folder's pictures: what to draw
+             attributes:str=None, # table of a folder's pictures: what to draw
+             captions:str=None): # the same, of a model of words
     "Measure a model, or images in files, against held-out real images."
     if out:
         _check_file(out, '.json')
     everything = _is_all(reference)
     dials = dict(n=n, guidance=guidance, steps=steps, autoguidance=autoguidance,
-                 attributes=attributes)
+                 attributes=attributes, captions=captions)
     dials = {name: value for name, value in dials.items() if value is not None}
     if _holds_images(what):
         if dials:

@@ -522,8 +522,9 @@ def load_data(name,    # one of BUILT_IN, a folder or hub:OWNER/NAME
     word, columns = built_in(name), (split, image, label)
     if columns != (None, None, None) and not (word or '').startswith('hub:'):
         raise InputError(f'split, image and label belong to hub:OWNER/NAME, not {name}')
-    if attributes is not None and word:
-        raise InputError(f'attributes belong to a folder, not {name}: leave them out')
+    if word and (attributes is not None or captions not in (None, 'no')):
+        what = 'captions' if attributes is None else 'attributes'
+        raise InputError(f'{what} belong to a folder, not {name}: leave them out')
     if word in BUILT_IN:
         return [replace(part, captions=None) if captions == 'no' else part
                 for part in _load_built_in(word, size, channels)]

@@ -461,17 +461,19 @@ def reconstruction_figures(recon,        # (n, c, h, w) in [-1, 1], or batches o
 def _square_error(a, b): # (n,)
     return (a - b).double().square().mean((1, 2, 3))
 
-def _rows_of(train, ldm, n, seed): # (n, k) of its attributes, or None
-    "Rows of images drawn at random, so that samples are asked for like real ones."
-    if ldm.attributes != train.attributes:
-        return None
+def _rows_of(train, ldm, n, seed): # (n, k) of its attributes, n captions, or None
+    "What images drawn at random show, so that samples are asked for like real ones."
     rows = torch.randint(len(train), (n,), generator=generator(seed, 'rows'))
-    return train.values[rows]
+    if ldm.words:
+        said = train.captions and [(*train.captions[i], '')[0] for i in rows.tolist()]
+        return said or None
+    return None if ldm.attributes != train.attributes else train.values[rows]
 
 def _note_unasked(result, ldm, asked):
-    if ldm.attributes and asked is None:
-        result['notes'].append('the data have not the attributes of the model: samples '
-                               'were drawn with all of them left out')
+    if (ldm.attributes or ldm.words) and asked is None:
+        what = 'captions' if ldm.words else 'the attributes of the model'
+        result['notes'].append(f'the data have not {what}: samples were drawn with '
+                               'nothing said')
 
 def _note_searched(result, ldm):
     searched, learned = result['searched_for_copies'], ldm.card.get('images', 0)
@@ -506,8 +508,8 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
           )->tuple:             # (dict, images)
     """Sample `n` images and measure them, the autoencoder and the speed.
 
-    Classes are drawn as often as they are in `train`, attributes are those of images of
-    it. `InputError`, before sampling, if model, data and network do not fit."""
+    Classes are drawn as often as they are in `train`; attributes and captions are those
+    of images of it. `InputError`, before sampling, if model, data and network do not fit."""
     if reference not in ('test', 'all'):
         raise InputError(f'reference is {shortened(reference)!r}: choose test or all')
     n, shape = whole('n', n, FEWEST), (ldm.autoencoder.image_channels, *ldm.image_size)
@@ -521,7 +523,8 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
     ldm._check_room(n, how['steps'])
     fits = ldm.classes and ldm.classes == train.classes and train.labels is not None
     labels = proportional_labels(train.counts, n) if fits else None
-    asked = _rows_of(train, ldm, n, seed) if ldm.attributes else labels
+    told = ldm.attributes or ldm.words
+    asked = _rows_of(train, ldm, n, seed) if told else labels
     start = time.perf_counter()
     images = ldm.sample(n, asked, guidance=guidance, autoguidance=autoguidance,
                         steps=steps, seed=seed, progress=True)

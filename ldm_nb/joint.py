@@ -110,9 +110,9 @@ def _check_request(ldm, data, method, features):
     if ldm.late:
         raise InputError('this model is a student that shares its times with a teacher:'
                          ' fine-tune the teacher, and distil it again')
-    if ldm.attributes:
-        raise InputError('a model of attributes cannot yet be fine-tuned jointly: '
-                         'train it longer, or on from it (init=)')
+    if ldm.attributes or ldm.words:
+        raise InputError('a model of attributes or words cannot yet be fine-tuned '
+                         'jointly: train it longer, or on from it (init=)')
     size, classes = tuple(data.levels.shape[-2:]), len(data.classes)
     other_classes = data.labels is not None and classes != ldm.ema.num_classes
     if size != ldm.image_size or other_classes:

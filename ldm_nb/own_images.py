@@ -363,9 +363,9 @@ def export_onnx(ldm:LatentDiffusion,
     or the sampler cannot be exported."""
     for name in ('onnx', 'onnxruntime'):
         _need(name, 'export')
-    if ldm.attributes:
-        raise InputError('a model of attributes cannot yet be exported to ONNX: share '
-                         'it as it is, or on the Hub (ldm_export --to hub)')
+    if ldm.attributes or ldm.words:
+        raise InputError('a model of attributes or words cannot yet be exported to '
+                         'ONNX: share it as it is, or on the Hub (ldm_export --to hub)')
     folder, how = Path(folder), ldm.settings(**how)
     if how['sampler'] not in _WALKS or how['eta']:
         raise InputError(f'sampler is {how["sampler"]!r} and eta {how["eta"]:g}: '
@@ -436,6 +436,8 @@ def _rows(rows)->str: # a Markdown table, without the parts of table that need I
 def _in_a_row(v): return json.dumps(v) if isinstance(v, dict) else f'{v:,}'
 
 def _how_to_ask(ldm)->tuple: # an argument of sample, and a sentence
+    if ldm.words:
+        return ", prompts='a cat'", ' It is asked in words (pip install "ldm_nb[text]").'
     if ldm.attributes:
         first = ldm.attributes[0]
         asked = {first.name: first.choices[0] if first.choices else first.high}

@@ -244,8 +244,8 @@ SAMPLERS['consistency'] = consistency
 def teacher_walks(ldm:LatentDiffusion, n:int, num_steps=10, seed=0
                  )->tuple: # walks (num_steps + 1, n, c, h, w), labels (n,) or None
     "Where `ldm.sample` is after each of `num_steps` steps, from noise to latents."
-    if ldm.attributes:
-        raise InputError('a model of attributes cannot yet be distilled')
+    if ldm.attributes or ldm.words:
+        raise InputError('a model of attributes or words cannot yet be distilled')
     how, labels = ldm.settings(steps=num_steps), ldm._labels(n, None, seed)
     noise = torch.randn(n, *ldm._latent_shape, generator=generator(seed, 'walks'))
     walks, fresh = torch.empty(num_steps + 1, *noise.shape), generator(seed, 'fresh')

@@ -476,7 +476,8 @@ def __repr__(self:LatentDiffusion):
     rows = dict(
         images=by(map(str, (self.autoencoder.image_channels, *self.image_size))),
         latents=by(map(str, self._latent_shape)),
-        **{'attributes' if self.attributes else 'classes':
+        **dict(words=f'{self.words} numbers a token')
+          if self.words else {'attributes' if self.attributes else 'classes':
            shorten(f'{len(names)}: {", ".join(map(str, names))}', 60, placeholder=' ...')
            if names else 'none'},
         parameters=f'autoencoder {_size(self.autoencoder)}, denoiser {_size(self.ema)}',
