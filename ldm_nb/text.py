@@ -7,7 +7,7 @@ __all__ = ['TRADES', 'PEOPLE', 'CrossAttention', 'WordEmbedding', 'Told', 'WordB
            'combination_held_out', 'emoji_combinations', 'words_of', 'TextEncoder', 'PictureTexts', 'info_nce',
            'retrieval', 'shifted', 'train_picture_texts']
 
-# %% ../nbs/13_text.ipynb #f28f3ddb
+# %% ../nbs/13_text.ipynb #cd6ab3dd
 import hashlib, math, re
 from functools import partial
 from typing import NamedTuple
@@ -26,7 +26,7 @@ from .denoiser import embed
 from .training import *
 from .faces import *
 
-# %% ../nbs/13_text.ipynb #19dea77c
+# %% ../nbs/13_text.ipynb #2e4b7a72
 class CrossAttention(nn.Module):
     "x + what each position looks up in a sequence of words; zero at the start."
     def __init__(self, width:int, word_width:int, head_width=32):
@@ -60,7 +60,7 @@ class CrossAttention(nn.Module):
         scores = self.asked(x) @ k.transpose(-1, -2)/math.sqrt(k.shape[-1])
         return scores.masked_fill(~seen[:, None, None], -math.inf).softmax(-1)
 
-# %% ../nbs/13_text.ipynb #3f8c391c
+# %% ../nbs/13_text.ipynb #9cf1bb9e
 class WordEmbedding(nn.Module):
     "A vector and a sequence from the features of a sentence's tokens (NaN: no token)."
     def __init__(self, features:int, emb_dim:int, word_width=128):
@@ -87,7 +87,7 @@ class WordEmbedding(nn.Module):
         mean = rows.nan_to_num().sum(1)/count.clamp(min=1)
         return self.layers(torch.cat([mean, count == 0], 1))
 
-# %% ../nbs/13_text.ipynb #b6fde66d
+# %% ../nbs/13_text.ipynb #1c4f50cc
 class Told(NamedTuple):
     "What a denoiser of words is told, in each of its blocks."
     emb: Tensor   # (b, emb_dim), time and the mean of the words
@@ -104,12 +104,12 @@ class WordBlock(TimeResBlock):
         "(b, in_width, h, w) features, a Told -> (b, width, h, w)"
         return self.look(super().forward(x, told.emb), told.words, told.seen)
 
-# %% ../nbs/13_text.ipynb #a4dadb0f
+# %% ../nbs/13_text.ipynb #a95744d2
 class WordUNet(UNet):
     "A `UNet` led by a sentence: its mean enters with the time, its words by attention."
     def __init__(self, channels=4, widths=(64, 96), blocks=1, emb_dim=192, dropout=0.,
                  augment=0,
-                 features=96,    # numbers of each token
+                 features=64,    # numbers of a token
                  word_width=128, # of the words that the network looks at
                  cross=True):    # False: no attention, the mean alone
         kind = partial(WordBlock, word_width=word_width) if cross else TimeResBlock
@@ -126,11 +126,11 @@ class WordUNet(UNet):
         emb = embed(self, x, t, rows, augment)
         return Told(emb, *self.label.sequence(rows)) if self.config['cross'] else emb
 
-# %% ../nbs/13_text.ipynb #7fac1333
+# %% ../nbs/13_text.ipynb #a1aaf74d
 class WordDiT(DiT):
     "A `DiT` led by a sentence: its words are tokens beside the patches of the image."
     def __init__(self, channels=4, width=128, depth=4, patch_size=2, emb_dim=144,
-                 features=96): # numbers of each token
+                 features=64): # numbers of a token
         super().__init__(channels, width, depth, patch_size, 0, emb_dim)
         self.label = WordEmbedding(features, emb_dim, width)
         self.config = dict(channels=channels, width=width, depth=depth,
@@ -153,7 +153,7 @@ class WordDiT(DiT):
         out = self.out(self.norm(tokens[:, :n])*(1 + scale) + shift)
         return unpatchify(out, p, h, w)
 
-# %% ../nbs/13_text.ipynb #38510558
+# %% ../nbs/13_text.ipynb #88de9443
 TRADES = ('health worker', 'student', 'teacher', 'judge', 'farmer', 'cook', 'mechanic',
           'factory worker', 'office worker', 'scientist', 'technologist', 'singer',
           'artist', 'pilot', 'astronaut', 'firefighter', 'police officer', 'detective',
@@ -185,7 +185,7 @@ def emoji_combinations(size=32)->tuple: # of ImageData, to train on and held out
     unseen = torch.tensor([combination_held_out(row) for row in rows])
     return data[~unseen], data[unseen]
 
-# %% ../nbs/13_text.ipynb #79a23bd6
+# %% ../nbs/13_text.ipynb #034b6cb8
 def words_of(text:str)->list: # of words and commas, in lower case
     "A text as whole words: what our own text encoder reads."
     return re.findall(r"[\w'-]+|,", text.casefold())
@@ -217,7 +217,7 @@ class TextEncoder(nn.Module):
         x = self.layers(x, src_key_padding_mask=~there)
         return x.masked_fill(~there[..., None], math.nan)
 
-# %% ../nbs/13_text.ipynb #bb6b70ad
+# %% ../nbs/13_text.ipynb #e661831b
 class PictureTexts(nn.Module):
     """Pictures and texts as vectors of length 1, near each other where they belong
     together (Radford et al. 2021)."""
@@ -244,7 +244,7 @@ class PictureTexts(nn.Module):
         ids = self.text.ids(texts).to(self.log_scale.device)
         return F.normalize(self.out(self.text(ids).nanmean(1)), dim=1)
 
-# %% ../nbs/13_text.ipynb #e56dd587
+# %% ../nbs/13_text.ipynb #8e4c0a93
 def info_nce(pictures:Tensor, # (b, d), of length 1; row i belongs to
              texts:Tensor,    # (b, d), row i
              scale            # of the products, a number
@@ -268,7 +268,7 @@ def retrieval(pictures:Tensor, # (n, d), of length 1; row i belongs to
         right.append(nearest == torch.arange(len(some)))
     return torch.cat(right).double().mean().item()
 
-# %% ../nbs/13_text.ipynb #c9efec10
+# %% ../nbs/13_text.ipynb #2f418b06
 def shifted(images:Tensor, most=1)->Tensor: # (b, c, h, w)
     "All images moved by the same few pixels, on white."
     padded, (h, w) = F.pad(images, (most,)*4, value=1.), images.shape[-2:]
