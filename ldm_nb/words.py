@@ -6,7 +6,7 @@
 __all__ = ['CAPTION_FILES', 'language_model', 'emoji_captions', 'check_captions', 'read_captions', 'LanguageModel',
            'word_features', 'sentences', 'said', 'as_long', 'CaptionTable']
 
-# %% ../nbs/a_words.ipynb #3a31a35d
+# %% ../nbs/a_words.ipynb #0c365fc9
 import csv, io, json, math, re, warnings
 from functools import cache
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from torch import Tensor
 from .core import *
 from .attributes import _found, _key, _read_csv, _read_text
 
-# %% ../nbs/a_words.ipynb #095e915f
+# %% ../nbs/a_words.ipynb #15e317eb
 def _who(row): # woman firefighter, deaf man, person kneeling
     name, gender, role = row['name'], row['gender'], row['role']
     says = not gender or re.search(rf'\b{gender}\b', name)
@@ -28,7 +28,7 @@ def emoji_captions(row:dict # of emoji_table
                   )->tuple: # of texts, the plainest first
     "What a picture may be called: plainly, as a phrase, and by its short name."
     skin, who = row['skin'].replace(', ', ' and '), _who(row)
-    short = row['short_names'][0].replace('-', ' ')
+    short = re.sub(r'(?<=\w)-(?=\w)', ' ', row['short_names'][0])
     if skin:
         texts = [f'{who}, {skin} skin', f'a {who} with {skin} skin',
                  f'{short}, {skin} skin tone']
@@ -37,7 +37,7 @@ def emoji_captions(row:dict # of emoji_table
         texts = [who, f'{article} {who}', short]
     return tuple(dict.fromkeys(text.lower() for text in texts))
 
-# %% ../nbs/a_words.ipynb #5bef8921
+# %% ../nbs/a_words.ipynb #6161b35c
 def check_captions(captions, n:int
                   )->tuple|None: # of n tuples of texts
     "Captions of n pictures. `InputError` unless each has a tuple of texts, or none."
@@ -52,7 +52,7 @@ def check_captions(captions, n:int
         raise InputError(f'captions hold {strange[0]!r:.60}: expected texts')
     return tuple(captions)
 
-# %% ../nbs/a_words.ipynb #549a5cb3
+# %% ../nbs/a_words.ipynb #08df4812
 CAPTION_FILES = 'captions.csv', 'metadata.jsonl' # that are found in a folder
 _TEXT_NAMES = 'text', 'caption', 'captions', 'prompt', 'description'
 
@@ -79,7 +79,7 @@ def _caption_column(header, file)->int:
                          f'the captions {_TEXT_NAMES[0]} or {_TEXT_NAMES[1]}')
     return found[0] if found else 0
 
-# %% ../nbs/a_words.ipynb #cd434c14
+# %% ../nbs/a_words.ipynb #39977c1b
 def read_captions(file,      # .csv with a header, or .jsonl
                   names:list # of the pictures: files below their folder
                  )->tuple:   # for each picture a tuple of texts
@@ -107,7 +107,7 @@ def read_captions(file,      # .csv with a header, or .jsonl
                       stacklevel=2)
     return captions
 
-# %% ../nbs/a_words.ipynb #01ebaf4d
+# %% ../nbs/a_words.ipynb #303bd411
 class LanguageModel:
     """Frozen features of tokens: all-MiniLM-L6-v2 (Wang et al. 2020), offline.
 
@@ -142,7 +142,7 @@ class LanguageModel:
 
 language_model = cache(LanguageModel) # it is read once
 
-# %% ../nbs/a_words.ipynb #c014b139
+# %% ../nbs/a_words.ipynb #1e0ca52f
 @cache
 def _embedded_words():
     "Mean (384,) and axes (384, 64) of the features, and those of known captions."
@@ -174,7 +174,7 @@ def sentences(texts # n of them
     rows = torch.nn.utils.rnn.pad_sequence(rows, True, math.nan)
     return rows if rows.shape[1] else rows.new_full((len(rows), 1, rows.shape[2]), math.nan)
 
-# %% ../nbs/a_words.ipynb #20b26bea
+# %% ../nbs/a_words.ipynb #b9397a61
 def said(texts,       # a text, n of them, features (n, l, d), or None: nothing
          n:int,
          features:int # d: numbers of a token
@@ -200,7 +200,7 @@ def as_long(*sayings # (n, l, d) each
     return [F.pad(rows, (0, 0, 0, longest - rows.shape[1]), value=math.nan)
             for rows in sayings]
 
-# %% ../nbs/a_words.ipynb #0b68580a
+# %% ../nbs/a_words.ipynb #3df556e3
 class CaptionTable:
     """The features of all captions of n pictures.
 
