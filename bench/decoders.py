@@ -17,7 +17,8 @@ from ldm_nb.core import PACKAGE, as_floats, seed_for, write_json
 from ldm_nb.loop import fit
 from ldm_nb.own_images import mesh_ratio
 from ldm_nb.vae import VAE, vae_loss
-from own import HERE, SAMPLES, Judge, generator, pictures
+from own import SAMPLES, Judge, generator, pictures
+from tables import put_table
 
 F_, WIDTH = 4, 64
 
@@ -101,9 +102,7 @@ def main():
     real = judge(some) | dict(mesh=mesh_ratio(test.images))
     card = dict(command='python bench/decoders.py', pixels=64, n=len(train), held_out=len(test), seed=0, threads=torch.get_num_threads(), torch=torch.__version__)
     write_json(PACKAGE/'results'/'decoders.json', dict(rows=rows, real=real, card=card))
-    text = (HERE/'RECIPE.md').read_text()
-    before, after = text.split('<!-- decoders -->')[0], text.split('<!-- end of decoders -->')[1]
-    (HERE/'RECIPE.md').write_text('\n'.join([before + '<!-- decoders -->', *table(rows), '<!-- end of decoders -->' + after]))
+    put_table('decoders', '\n'.join(table(rows)))
 
 
 if __name__ == '__main__': main()

@@ -18,6 +18,7 @@ from ldm_nb.features import extract
 from ldm_nb.training import LatentDiffusion
 from ldm_nb.world import EXPRESSIONS, FACE_ATTRIBUTES, FACE_NAMES, FACTORS, HELD_OUT, change, column, faces, has, render, sample_params
 from own import Judge
+from tables import put_table
 
 OUT = PACKAGE/'results'/'faces.json'
 CHOICES = [a for a in FACE_ATTRIBUTES if a.choices]
@@ -45,6 +46,31 @@ def confusion(ldm, judge):
                 images_per_second=2500/seconds, samples=quality(images), floor=quality(renders.levels),
                 reconstructions=quality(ldm.decode(ldm.encode(renders.levels[:500]))), floor_500=quality(renders.levels[:500]),
                 precision_recall=shares(ours), floor_precision_recall=shares(floor))
+
+
+SETTINGS = [dict(steps=steps, guidance=g, autoguidance=a) for steps, g, a in (
+    (7, 1, 1), (20, 1, 1), (20, 1, 2), (20, 1, 3), (10, 2, 1), (10, 3, 1), (10, 4, 1), (10, 2, 2), (10, 3, 2), (20, 3, 2))]
+
+
+def leading(ldm, judge, n=500):
+    "How hard to lead: 500 samples of which only the expression is asked, at several settings; without a guide, no autoguidance."
+    quality, asked, rows = Judge(faces(2000, 64, seed=310)), asked_for(n).clone(), []
+    asked[:, 0] = torch.arange(n) % len(EXPRESSIONS)
+    for settings in SETTINGS:
+        if settings['autoguidance'] == 1 or ldm.guide:
+            x = ldm.sample(n, asked, **settings, seed=5)
+            rows.append(settings | quality(x) | dict(right=(judge.read(x)[:, 0] == asked[:, 0]).double().mean().item()))
+            print({k: round(v, 3) for k, v in rows[-1].items()}, flush=True)
+    renders = faces(n, 64, seed=311).levels
+    return dict(rows=rows, floor=quality(renders), reconstructions=quality(ldm.decode(ldm.encode(renders))))
+
+
+def leading_table(found):
+    lines = ['| steps | guidance | autoguidance | distance | as asked |', '|---|---|---|---|---|']
+    for row in found['rows']:
+        lines.append(f'| {row["steps"]} | {row["guidance"]:g} | {row["autoguidance"]:g} | {row["frechet_distance"]:.0f} | {100*row["right"]:.0f} % |')
+    lines += [f'| 500 {kind} | | | {found[key]["frechet_distance"]:.0f} | |' for kind, key in (('other renders', 'floor'), ('of them, encoded and decoded', 'reconstructions'))]
+    return '\n'.join(lines)
 
 
 def choices(ldm, judge, n=200):
@@ -186,7 +212,7 @@ def inpainting(ldm, judge, n=200):
 def main():
     ldm, judge = LatentDiffusion.from_pretrained(sys.argv[1] if sys.argv[1:] else 'faces'), load_judge()
     rows = read_json(OUT) if OUT.exists() else {}
-    for part in (confusion, whole_rows, held_out, choices, numbers, grey, moves, edits, inpainting):
+    for part in (leading, confusion, whole_rows, held_out, choices, numbers, grey, moves, edits, inpainting):
         if part.__name__ not in rows:
             start = time.perf_counter()
             rows[part.__name__] = part(ldm, judge)
@@ -194,6 +220,7 @@ def main():
             write_json(OUT, rows)
             print(part.__name__, rows['seconds'][part.__name__], 's', flush=True)
     write_json(OUT, rows | dict(card={k: ldm.card[k] for k in ('images', 'steps', 'seconds', 'parameters', 'seed', 'device')}, settings=ldm.settings()))
+    put_table('leading', leading_table(rows['leading']))
 
 
 if __name__ == '__main__':

@@ -30,8 +30,9 @@ from ldm_nb.own_images import mesh_ratio
 from ldm_nb.runs import recipe_like, train_latent_diffusion
 from ldm_nb.training import LatentDiffusion, Recipe
 from peers import course_unet, ddim, noise_loss, parameters, train
+from tables import put_table
 
-HERE, RUNS, DATA = Path(__file__).parent, Path('runs/own'), Path('runs/own-data')
+RUNS, DATA = Path('runs/own'), Path('runs/own-data')
 SAMPLES, DIRECTIONS = 500, 128
 FONT = '/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf'
 ROWS = {
@@ -185,9 +186,7 @@ def main():
     rows = [read_json(RUNS/name/'row.json') for name in ROWS if (RUNS/name/'row.json').exists()]
     card = dict(samples=SAMPLES, directions=DIRECTIONS, network='EfficientNet-Lite0, 64 x 64', seed=0, threads=torch.get_num_threads(), torch=torch.__version__)
     write_json(PACKAGE/'results'/'own.json', dict(rows=rows, card=card))
-    text = (HERE/'RECIPE.md').read_text()
-    before, after = text.split('<!-- own -->')[0], text.split('<!-- end of own -->')[1]
-    (HERE/'RECIPE.md').write_text('\n'.join([before + '<!-- own -->', *table(rows), '<!-- end of own -->' + after]))
+    put_table('own', '\n'.join(table(rows)))
 
 
 if __name__ == '__main__': main()

@@ -23,6 +23,7 @@ from ldm_nb.training import Recipe, train_autoencoder
 from ldm_nb.vae import VAE, vae_loss
 from ldm_nb.world import faces
 from own import Judge
+from tables import put_table
 
 HERE, SECONDS, ROUNDS = Path(__file__).parent, 120, 9
 SWITCH = 'ACCELERATE_MIXED_PRECISION'
@@ -102,10 +103,7 @@ def main():
         rows['autoencoders'].append(json.loads(p.stdout.splitlines()[-1]))
         print(rows['autoencoders'][-1], flush=True)
     write_json(HERE/'precision.json', rows)
-    text = (HERE/'RECIPE.md').read_text(encoding='utf-8')
-    before, rest = text.split('<!-- precision -->\n')
-    after = rest.split('<!-- end of precision -->')[1]
-    (HERE/'RECIPE.md').write_text(f'{before}<!-- precision -->\n{table(rows)}\n<!-- end of precision -->{after}', encoding='utf-8')
+    put_table('precision', table(rows))
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ import torch
 from ldm_nb.core import write_json
 from ldm_nb.training import LatentDiffusion
 from peers import DIRECTIONS, judge
+from tables import put_table
 
 HERE, STEPS, SAMPLES = Path(__file__).parent, (3, 5, 8, 10, 15, 20, 30, 60), 500
 
@@ -37,8 +38,7 @@ def main():
             print(seed, n, *(f'{row[k][-1]:.0f}' for k in list(row)[1:]), flush=True)
     write_json(args.out, dict(command='python bench/steps.py', rows=list(rows.values()), card=dict(model=args.model, samples=SAMPLES, network='EfficientNet-Lite0, 64 x 64', directions=DIRECTIONS, reference='fashion test, 2000 images', device=str(ldm.device), threads=torch.get_num_threads(), torch=torch.__version__)))
     if args.out != p.get_default('out'): return
-    path = HERE/'RECIPE.md'; head, rest = path.read_text(encoding='utf-8').split('<!-- steps -->')
-    path.write_text(f'{head}<!-- steps -->\n{table(list(rows.values()))}\n<!-- end of steps -->{rest.split("<!-- end of steps -->")[1]}', encoding='utf-8')
+    put_table('steps', table(list(rows.values())))
 
 
 if __name__ == '__main__': main()

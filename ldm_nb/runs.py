@@ -88,9 +88,10 @@ def _check_same(out, old, plan):
     if wrong:
         raise InputError(f'{out} holds another run: {"; ".join(wrong)}. Resume with '
                          'the same settings, or choose another folder')
-    if old.get('ldm_nb') != plan['ldm_nb']:
-        warnings.warn(f'{out} was begun with ldm_nb {old.get("ldm_nb")}, and goes on '
-                      f'with {plan["ldm_nb"]}')
+    for what, usual in dict(ldm_nb=None, precision='no').items():
+        then, now = old.get(what, usual), plan[what]
+        if then != now:
+            warnings.warn(f'{out} was begun with {what} {then}, and goes on with {now}')
 
 def _plan(out, plan, resume)->dict:
     "Write to out/run.json what this run is, once what is there allows it."
@@ -120,7 +121,7 @@ def _agreed(alone, out, data, resume, plan)->dict:
         class_counts=data.counts if by_class else [],
         attributes=[] if data.captions else [asdict(a) for a in data.attributes],
         words=sentences(['']).shape[2] if data.captions else 0,
-        value_range=data.value_range,
+        value_range=data.value_range, precision=alone.mixed_precision,
         ldm_nb=ldm_nb.__version__))
     plans = [_plan(out, plan, resume) if alone.is_main_process else None]
     return broadcast_object_list(plans)[0]

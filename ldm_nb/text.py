@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['TRADES', 'PEOPLE', 'CrossAttention', 'WordEmbedding', 'Told', 'WordBlock', 'WordUNet', 'WordDiT', 'people_values',
            'combination_held_out', 'emoji_combinations', 'words_of', 'TextEncoder', 'PictureTexts', 'info_nce',
-           'retrieval', 'shifted', 'train_picture_texts']
+           'retrieval', 'shifted', 'train_picture_texts', 'save_picture_texts', 'load_picture_texts', 'attention_maps',
+           'composed_denoiser']
 
-# %% ../nbs/13_text.ipynb #cd6ab3dd
+# %% ../nbs/13_text.ipynb #91f05e62
 import hashlib, math, re
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 import torch
 import torch.nn.functional as F
@@ -26,7 +28,7 @@ from .denoiser import embed
 from .training import *
 from .faces import *
 
-# %% ../nbs/13_text.ipynb #2e4b7a72
+# %% ../nbs/13_text.ipynb #0771dd33
 class CrossAttention(nn.Module):
     "x + what each position looks up in a sequence of words; zero at the start."
     def __init__(self, width:int, word_width:int, head_width=32):
@@ -60,7 +62,7 @@ class CrossAttention(nn.Module):
         scores = self.asked(x) @ k.transpose(-1, -2)/math.sqrt(k.shape[-1])
         return scores.masked_fill(~seen[:, None, None], -math.inf).softmax(-1)
 
-# %% ../nbs/13_text.ipynb #9cf1bb9e
+# %% ../nbs/13_text.ipynb #80102be5
 class WordEmbedding(nn.Module):
     "A vector and a sequence from the features of a sentence's tokens (NaN: no token)."
     def __init__(self, features:int, emb_dim:int, word_width=128):
@@ -87,7 +89,7 @@ class WordEmbedding(nn.Module):
         mean = rows.nan_to_num().sum(1)/count.clamp(min=1)
         return self.layers(torch.cat([mean, count == 0], 1))
 
-# %% ../nbs/13_text.ipynb #1c4f50cc
+# %% ../nbs/13_text.ipynb #5437ca93
 class Told(NamedTuple):
     "What a denoiser of words is told, in each of its blocks."
     emb: Tensor   # (b, emb_dim), time and the mean of the words
@@ -104,7 +106,7 @@ class WordBlock(TimeResBlock):
         "(b, in_width, h, w) features, a Told -> (b, width, h, w)"
         return self.look(super().forward(x, told.emb), told.words, told.seen)
 
-# %% ../nbs/13_text.ipynb #a95744d2
+# %% ../nbs/13_text.ipynb #0605a354
 class WordUNet(UNet):
     "A `UNet` led by a sentence: its mean enters with the time, its words by attention."
     def __init__(self, channels=4, widths=(64, 96), blocks=1, emb_dim=192, dropout=0.,
@@ -126,7 +128,7 @@ class WordUNet(UNet):
         emb = embed(self, x, t, rows, augment)
         return Told(emb, *self.label.sequence(rows)) if self.config['cross'] else emb
 
-# %% ../nbs/13_text.ipynb #a1aaf74d
+# %% ../nbs/13_text.ipynb #1a3499ac
 class WordDiT(DiT):
     "A `DiT` led by a sentence: its words are tokens beside the patches of the image."
     def __init__(self, channels=4, width=128, depth=4, patch_size=2, emb_dim=144,
@@ -153,7 +155,7 @@ class WordDiT(DiT):
         out = self.out(self.norm(tokens[:, :n])*(1 + scale) + shift)
         return unpatchify(out, p, h, w)
 
-# %% ../nbs/13_text.ipynb #88de9443
+# %% ../nbs/13_text.ipynb #78575050
 TRADES = ('health worker', 'student', 'teacher', 'judge', 'farmer', 'cook', 'mechanic',
           'factory worker', 'office worker', 'scientist', 'technologist', 'singer',
           'artist', 'pilot', 'astronaut', 'firefighter', 'police officer', 'detective',
@@ -185,7 +187,7 @@ def emoji_combinations(size=32)->tuple: # of ImageData, to train on and held out
     unseen = torch.tensor([combination_held_out(row) for row in rows])
     return data[~unseen], data[unseen]
 
-# %% ../nbs/13_text.ipynb #034b6cb8
+# %% ../nbs/13_text.ipynb #5327851b
 def words_of(text:str)->list: # of words and commas, in lower case
     "A text as whole words: what our own text encoder reads."
     return re.findall(r"[\w'-]+|,", text.casefold())
@@ -217,7 +219,7 @@ class TextEncoder(nn.Module):
         x = self.layers(x, src_key_padding_mask=~there)
         return x.masked_fill(~there[..., None], math.nan)
 
-# %% ../nbs/13_text.ipynb #e661831b
+# %% ../nbs/13_text.ipynb #34610291
 class PictureTexts(nn.Module):
     """Pictures and texts as vectors of length 1, near each other where they belong
     together (Radford et al. 2021)."""
@@ -244,7 +246,7 @@ class PictureTexts(nn.Module):
         ids = self.text.ids(texts).to(self.log_scale.device)
         return F.normalize(self.out(self.text(ids).nanmean(1)), dim=1)
 
-# %% ../nbs/13_text.ipynb #8e4c0a93
+# %% ../nbs/13_text.ipynb #d4021fc0
 def info_nce(pictures:Tensor, # (b, d), of length 1; row i belongs to
              texts:Tensor,    # (b, d), row i
              scale            # of the products, a number
@@ -268,7 +270,7 @@ def retrieval(pictures:Tensor, # (n, d), of length 1; row i belongs to
         right.append(nearest == torch.arange(len(some)))
     return torch.cat(right).double().mean().item()
 
-# %% ../nbs/13_text.ipynb #2f418b06
+# %% ../nbs/13_text.ipynb #9438d5b6
 def shifted(images:Tensor, most=1)->Tensor: # (b, c, h, w)
     "All images moved by the same few pixels, on white."
     padded, (h, w) = F.pad(images, (most,)*4, value=1.), images.shape[-2:]
@@ -289,3 +291,60 @@ def train_picture_texts(data:ImageData, # with captions
         return info_nce(model.of_pictures(x), model.of_texts(texts), scale)
     return fit(net, loss, len(data), batch, lr, num_steps, seed=seed, ema_decay=.998,
                stage='picture and text', **budget)
+
+# %% ../nbs/13_text.ipynb #eb616e60
+def save_picture_texts(net:PictureTexts, folder, **card):
+    "Write it as float16, and its card."
+    weights = {k: v.half() for k, v in net.state_dict().items()}
+    save_tensors(Path(folder)/'picture_texts.safetensors', weights,
+                 dict(config=net.config))
+    parameters = sum(p.numel() for p in net.parameters())
+    write_json(Path(folder)/'card.json', card | dict(parameters=parameters))
+
+def load_picture_texts(folder=None # by default the shipped one, of emoji
+                      )->PictureTexts: # frozen, on the default device
+    "What `save_picture_texts` wrote. `InputError` if its file is not whole."
+    folder = Path(folder or PACKAGE/'weights'/'emoji-texts')
+    weights, metadata = load_tensors(folder/'picture_texts.safetensors')
+    net = PictureTexts(**metadata['config'])
+    net.load_state_dict(weights)
+    return net.eval().requires_grad_(False).to(default_device())
+
+# %% ../nbs/13_text.ipynb #56cd6988
+@torch.no_grad()
+def attention_maps(net:WordUNet,
+                   x:Tensor,   # (b, c, h, w), noisy latents
+                   t:Tensor,   # (b,), their times
+                   rows:Tensor # (b, n, d), features of tokens
+                  )->Tensor:   # (b, n, h, w), at most 1
+    "How much each place looks at each token: the mean over all layers and heads."
+    maps = []
+    def keep(look, given, _):
+        weights = look.weights(*given).mean(1).transpose(1, 2)      # (b, 1 + n, h*w)
+        coarse = weights.unflatten(2, given[0].shape[-2:])
+        maps.append(F.interpolate(coarse, x.shape[-2:]))
+    hooks = [layer.register_forward_hook(keep) for layer in net.modules()
+             if isinstance(layer, CrossAttention)]
+    try:
+        net(x, t, rows)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(maps).mean(0)[:, 1:]
+
+# %% ../nbs/13_text.ipynb #9513ae9e
+def composed_denoiser(ldm:LatentDiffusion,
+                      texts:dict # {text: strength}; a negative one goes away from it
+                     )->object:  # a function (x_t, t) -> (x0, eps)
+    """The denoiser led by several sentences, each on its own (Liu et al. 2022):
+    p + the sum of strength (p said - p), with p the prediction for nothing said."""
+    rows = sentences([*texts]).to(ldm.device)
+    def denoise(x, t):
+        times, (α, σ) = t.expand(len(x)), ldm.schedule(t)
+        nothing = ldm.ema(x, times)
+        prediction = nothing
+        for row, strength in zip(rows, texts.values()):
+            said = ldm.ema(x, times, row.expand(len(x), -1, -1))
+            prediction = prediction + strength*(said - nothing)
+        return to_x0_eps(ldm.prediction_type, prediction, x, α, σ)
+    return denoise

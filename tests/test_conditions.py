@@ -565,6 +565,16 @@ def test_what_a_model_of_attributes_refuses(model, how, words):
         LatentDiffusion.from_pretrained(model).sample(2, **how)
 
 
+def test_nothing_negative_without_guidance():
+    "Guidance 1 would ignore it without a word; left alone, it is 2, which does not."
+    ldm = LatentDiffusion.from_pretrained('fashion')
+    with pytest.raises(InputError, match='take more, or leave negative out'):
+        ldm.sample(2, 'bag', negative='boot', guidance=1)
+    plain, away = (ldm.sample(2, 'bag', steps=2, guidance=2., negative=v) for v in (None, 'boot'))
+    assert (plain - away).abs().max() > .1
+    assert torch.equal(ldm.sample(2, 'bag', steps=2, negative='boot'), away)
+
+
 @pytest.mark.parametrize('how', [
     dict(labels=dict(kind='top')), dict(labels=[dict(kind='top')]*2),
     dict(negative=dict(kind='top')), dict(guidance=dict(kind=2))])

@@ -87,7 +87,8 @@ def test_recipe_tables_are_made_from_their_rows(monkeypatch):
     assert {r['name'] for r in rows} <= set(recipe.VARIANTS)
     import steps
     rows = json.loads((ROOT/'bench'/'steps.json').read_text())['rows']
-    assert f'<!-- steps -->\n{steps.table(rows)}\n<!-- end of steps -->' in (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8'), 'run python bench/steps.py'
+    from tables import RECIPE, marked
+    assert marked('steps', steps.table(rows)) in RECIPE.read_text(encoding='utf-8'), 'run python bench/steps.py'
 
 
 def test_table_of_precision_is_the_results(monkeypatch):
@@ -95,8 +96,17 @@ def test_table_of_precision_is_the_results(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT/'bench'))
     import precision
     rows = json.loads((ROOT/'bench'/'precision.json').read_text())
-    text = (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8')
-    assert f'<!-- precision -->\n{precision.table(rows)}\n<!-- end of precision -->' in text, 'run python bench/precision.py'
+    from tables import RECIPE, marked
+    assert marked('precision', precision.table(rows)) in RECIPE.read_text(encoding='utf-8'), 'run python bench/precision.py'
+
+
+def test_table_of_leading_faces_is_the_results(monkeypatch):
+    monkeypatch.setenv('TQDM_DISABLE', '')
+    monkeypatch.syspath_prepend(str(ROOT/'bench'))
+    import faces
+    from tables import RECIPE, marked
+    rows = json.loads((ROOT/'ldm_nb'/'results'/'faces.json').read_text())['leading']
+    assert marked('leading', faces.leading_table(rows)) in RECIPE.read_text(encoding='utf-8'), 'run python bench/faces.py'
 
 
 @pytest.mark.parametrize('name', ['own', 'decoders'])
@@ -105,8 +115,8 @@ def test_tables_of_own_pictures_are_the_results(name, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT/'bench'))
     rows = json.loads((ROOT/'ldm_nb'/'results'/f'{name}.json').read_text())['rows']
     shown = '\n'.join(importlib.import_module(name).table(rows))
-    text = (ROOT/'bench'/'RECIPE.md').read_text(encoding='utf-8')
-    assert f'<!-- {name} -->\n{shown}\n<!-- end of {name} -->' in text, f'run python bench/{name}.py'
+    from tables import RECIPE, marked
+    assert marked(name, shown) in RECIPE.read_text(encoding='utf-8'), f'run python bench/{name}.py'
 
 
 def test_one_version():

@@ -360,11 +360,21 @@ def test_fewer_steps_than_are_made_end_at_once(tmp_path):
     assert fingerprint(again.ema) == fingerprint(first.ema)
 
 
-def test_another_version_is_a_warning(tmp_path, monkeypatch):
+@pytest.mark.parametrize('what, then', [('ldm_nb', '0.0.9'), ('precision', 'bf16')])
+def test_another_version_or_precision_is_a_warning(tmp_path, monkeypatch, what, then):
     out = stopped(tmp_path/'r', monkeypatch, 'denoiser', 3)
-    write_json(out/'run.json', read_json(out/'run.json') | dict(ldm_nb='0.0.9'))
-    with pytest.warns(UserWarning, match='was begun with ldm_nb 0.0.9, and goes on with'):
+    write_json(out/'run.json', read_json(out/'run.json') | {what: then})
+    with pytest.warns(UserWarning, match=f'was begun with {what} {then}, and goes on with'):
         train(out, resume=True)
+
+
+def test_an_older_run_says_nothing_of_its_precision(tmp_path, monkeypatch, recwarn):
+    out = stopped(tmp_path/'r', monkeypatch, 'denoiser', 3)
+    older = read_json(out/'run.json')
+    del older['precision']
+    write_json(out/'run.json', older)
+    train(out, resume=True)
+    assert not [w for w in recwarn if 'was begun with' in str(w.message)]
 
 
 def test_the_old_model_stays_until_the_new_one_is_complete(tmp_path, monkeypatch):
