@@ -1,37 +1,93 @@
-"""Does it draw what the words say? python bench/words.py [MODEL]   (an hour on 2 CPU cores; the part `ways` alone half of it)
+"""Does it draw what the words say? python bench/words.py [MODEL]   (an hour on 2 CPU cores, most of it in the part `ways`)
 
-The shipped model of emoji, read by the shipped judges: of attributes (skin, gender, trade) and of pictures and texts. `ways` trains twelve
-denoisers on the latents of the shipped autoencoder, three seeds each: the mean of the tokens alone, the tokens by cross-attention, tokens of our
-own encoder, and one caption a picture. Each part is a key of ldm_nb/results/words.json, and is kept once it is there.
+The shipped model of emoji, read by the shipped judges: of skin, gender and trade, and of pictures and texts. `ways` trains denoisers on latents of
+the shipped autoencoder, four minutes each and three seeds: told the mean of the tokens alone, the tokens by cross-attention, tokens of our own
+encoder, or only one caption of each picture. Each part is a key of ldm_nb/results/words.json, and is kept once it is there.
 """
-import math
 import os
 import sys
 import time
-from dataclasses import replace
 
 os.environ.setdefault('TQDM_DISABLE', '1')
 os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
 import torch
 
 from ldm_nb.attributes import drop_conditions
-from ldm_nb.core import PACKAGE, as_floats, generator, read_json, seed_for, write_json
-from ldm_nb.data import emoji_table
-from ldm_nb.denoiser import diffusion_loss
-from ldm_nb.evaluation import find_copies
+from ldm_nb.core import PACKAGE, as_floats, default_device, generator, read_json, seed_for, write_json
+from ldm_nb.data import emoji, emoji_table
+from ldm_nb.denoiser import diffusion_loss, guided
 from ldm_nb.faces import agreement, load_judge
+from ldm_nb.forward import Schedule
 from ldm_nb.loop import fit
-from ldm_nb.text import PEOPLE, WordUNet, combination_held_out, emoji_combinations, load_picture_texts, people_values, retrieval
-from ldm_nb.training import LatentDiffusion
-from ldm_nb.words import CaptionTable
+from ldm_nb.samplers import walk
+from ldm_nb.text import PEOPLE, WordUNet, combination_held_out, load_picture_texts, people_values, retrieval
+from ldm_nb.training import LatentDiffusion, encode_all
+from ldm_nb.words import CaptionTable, sentences
 
 OUT = PACKAGE/'results'/'words.json'
 MINUTES, SEEDS = 4, (0, 1, 2)
+ROWS, DATA = emoji_table('all'), emoji('all')
+VALUES = people_values(ROWS)
+UNSEEN = torch.tensor([combination_held_out(row) for row in ROWS])
+TRAINED = ~VALUES.isnan().any(1) & ~UNSEEN
+DESIGNS = torch.isin(DATA.hashes(), emoji('test').hashes()) # that no model was trained on
 
 
-def known_people(): # pictures of all three attributes: their plainest captions, values, and which are held out
-    rows = [row for row in emoji_table('all') if not people_values([row]).isnan().any()]
-    data = [own[0] for part in emoji_combinations() for own in part.captions]
-    return rows, data
+def captions(mask, which=0): # of the pictures in a mask
+    rows = [DATA.captions[i] for i in mask.nonzero()[:, 0].tolist()]
+    return [own[min(which, len(own) - 1)] for own in rows]
 
 
+def read(judge, x, mask): # shares as asked: of each attribute, and of all three
+    values = VALUES[mask]
+    found = judge.read(x)
+    return agreement(values, found, PEOPLE) | dict(all=(found == values).all(1).double().mean().item())
+
+
+def judges(ldm, judge, texts):
+    "What the judges make of real pictures that they were not trained on, and of these after encoder and decoder."
+    x = DATA[UNSEEN].levels
+    new = UNSEEN | DESIGNS
+    pictures, words = texts.of_pictures(as_floats(DATA[new].levels)), texts.of_texts(captions(new))
+    return dict(real=read(judge, x, UNSEEN), reconstructed=read(judge, ldm.reconstruct(x), UNSEEN), n=int(UNSEEN.sum()),
+                retrieval={k: retrieval(pictures, words, k) for k in (10, 100)}, retrieval_n=int(new.sum()))
+
+
+def combinations(ldm, judge, texts):
+    "Samples of every combination, trained on and not, asked in two ways."
+    out = {}
+    for name, mask in dict(trained=TRAINED, unseen=UNSEEN).items():
+        for way, which in dict(plain=0, phrase=1).items():
+            repeat = 1 if name == 'trained' else 4
+            said = captions(mask, which)*repeat
+            x = ldm.sample(prompts=said, seed=which)
+            shares = [read(judge, part, mask) for part in x.chunk(repeat)]
+            out[f'{name}, {way}'] = {k: sum(s[k] for s in shares)/repeat for k in shares[0]} | dict(n=len(said))
+            print(name, way, out[f'{name}, {way}'], flush=True)
+    return out
+
+
+def retrieved(ldm, judge, texts):
+    "Samples for captions of pictures held out: how often the own caption is the nearest of 10 and of 100."
+    out = {}
+    for name, mask in dict(both=UNSEEN | DESIGNS, combinations=UNSEEN, designs=DESIGNS & ~UNSEEN).items():
+        said = captions(mask)
+        words = texts.of_texts(said)
+        real, drawn = (texts.of_pictures(as_floats(x)) for x in (DATA[mask].levels, ldm.sample(prompts=said, seed=3)))
+        for k in (10, 100):
+            if len(said) >= k:
+                out[f'{name}, among {k}'] = dict(real=retrieval(real, words, k), samples=retrieval(drawn, words, k), n=len(said))
+        print(name, out, flush=True)
+    return out
+
+
+def guiding(ldm, judge, texts):
+    "How hard to lead: unseen combinations at several strengths."
+    rows, said = [], captions(UNSEEN)*4
+    for steps, g, a in ((7, 1, 1), (7, 1.5, 1), (7, 2, 1), (7, 3, 1), (7, 5, 1), (20, 2, 1), (20, 3, 1), (7, 1, 2), (7, 2, 2), (7, 1, 3)):
+        if a == 1 or ldm.guide:
+            x = ldm.sample(prompts=said, guidance=g, autoguidance=a, steps=steps, seed=4)
+            shares = [read(judge, part, UNSEEN) for part in x.chunk(4)]
+            rows.append(dict(steps=steps, guidance=g, autoguidance=a) | {k: sum(s[k] for s in shares)/4 for k in shares[0]})
+            print(rows[-1], flush=True)
+    return rows
