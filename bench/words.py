@@ -21,7 +21,8 @@ from ldm_nb.forward import Schedule
 from ldm_nb.loop import fit
 from ldm_nb.samplers import walk
 from ldm_nb.text import PEOPLE, WordUNet, combination_held_out, load_picture_texts, people_values, retrieval
-from ldm_nb.training import LatentDiffusion, encode_all
+from ldm_nb.training import LatentDiffusion
+from ldm_nb.vae import encode_all
 from ldm_nb.words import CaptionTable, sentences
 
 OUT = PACKAGE/'results'/'words.json'
@@ -91,3 +92,73 @@ def guiding(ldm, judge, texts):
             rows.append(dict(steps=steps, guidance=g, autoguidance=a) | {k: sum(s[k] for s in shares)/4 for k in shares[0]})
             print(rows[-1], flush=True)
     return rows
+
+
+def own_features(texts):
+    "Tokens of the text encoder that was trained by contrast, as `word_features` gives those of the language model."
+    encoder = texts.text
+    @torch.no_grad()
+    def features(given):
+        rows = encoder(encoder.ids(given)) if any(given) else torch.empty(len(given), 1, encoder.positions.shape[1])
+        return [row[~row.isnan().any(1)] if text else row[:0] for text, row in zip(given, rows)]
+    return features
+
+
+def padded(rows): # a list of (tokens, d) -> (n, l, d)
+    return torch.nn.utils.rnn.pad_sequence(rows, True, float('nan'))
+
+
+def trained_so(latents, table, seed, cross):
+    "A denoiser of words after MINUTES, averaged."
+    recipe = dict(widths=(64, 96), dropout=.1, features=table.features, cross=cross)
+    torch.manual_seed(seed_for(seed, 'ways'))
+    net = WordUNet(latents.shape[1], **recipe)
+    def loss(model, i):
+        return diffusion_loss(model, latents[i], drop_conditions(table[i], 0, .1))
+    run = fit(net, loss, len(latents), 64, 2e-3, seconds=60*MINUTES, seed=seed, ema_decay=.998, stage='ways')
+    return run['ema'].eval(), len(run['losses'])
+
+
+def ways(ldm, judge, texts):
+    "Pooled against tokens, borrowed against own, one caption against three: equal minutes, three seeds."
+    known = ~UNSEEN & ~DESIGNS
+    latents = ldm.stats.normalize(encode_all(ldm.autoencoder, DATA[known].levels))
+    own, said = own_features(texts), [DATA.captions[i] for i in known.nonzero()[:, 0].tolist()]
+    settings = dict(pooled=dict(cross=False), tokens={}, own_tokens=dict(features=own), one_caption=dict(first=True))
+    out = {}
+    for name, how in settings.items():
+        features = how.get('features')
+        table = CaptionTable([v[:1] for v in said] if how.get('first') else said, **({'features': features} if features else {}))
+        for seed in SEEDS:
+            net, steps = trained_so(latents, table, seed, how.get('cross', True))
+            row = dict(steps=steps)
+            for part, mask in dict(trained=TRAINED, unseen=UNSEEN).items():
+                for way, which in dict(plain=0, phrase=1).items():
+                    asked = captions(mask, which)
+                    rows = padded(features(asked)) if features else sentences(asked)
+                    denoise = guided(net, rows.to(ldm.device), Schedule('flow'), guidance=2., interval=(.2, .9))
+                    noise = torch.randn(len(asked), *latents.shape[1:], generator=generator(seed, 'ways', which)).to(ldm.device)
+                    with torch.no_grad():
+                        x = ldm.decode(walk(denoise, noise, Schedule('flow'), 10, 'dpm'))
+                    row[f'{part}, {way}'] = read(judge, x, mask)
+            out.setdefault(name, []).append(row)
+            print(name, seed, row, flush=True)
+    return out
+
+
+def main():
+    ldm = LatentDiffusion.from_pretrained(sys.argv[1] if sys.argv[1:] else 'emoji')
+    judge, texts = load_judge(PACKAGE/'weights'/'emoji-judge'), load_picture_texts()
+    rows = read_json(OUT) if OUT.exists() else {}
+    for part in (judges, guiding, combinations, retrieved, ways):
+        if part.__name__ not in rows:
+            start = time.perf_counter()
+            rows[part.__name__] = part(ldm, judge, texts)
+            rows.setdefault('seconds', {})[part.__name__] = round(time.perf_counter() - start)
+            write_json(OUT, rows)
+            print(part.__name__, rows['seconds'][part.__name__], 's', flush=True)
+    write_json(OUT, rows | dict(card={k: ldm.card[k] for k in ('images', 'steps', 'seconds', 'parameters', 'seed', 'device')}, settings=ldm.settings()))
+
+
+if __name__ == '__main__':
+    main()

@@ -6,7 +6,7 @@
 __all__ = ['CAPTION_FILES', 'language_model', 'emoji_captions', 'check_captions', 'read_captions', 'LanguageModel',
            'word_features', 'sentences', 'said', 'as_long', 'CaptionTable']
 
-# %% ../nbs/a_words.ipynb #0c365fc9
+# %% ../nbs/a_words.ipynb #88463557
 import csv, io, json, math, re, warnings
 from functools import cache
 from importlib.util import find_spec
@@ -18,7 +18,7 @@ from torch import Tensor
 from .core import *
 from .attributes import _found, _key, _read_csv, _read_text
 
-# %% ../nbs/a_words.ipynb #15e317eb
+# %% ../nbs/a_words.ipynb #dbcdb60b
 def _who(row): # woman firefighter, deaf man, person kneeling
     name, gender, role = row['name'], row['gender'], row['role']
     says = not gender or re.search(rf'\b{gender}\b', name)
@@ -37,7 +37,7 @@ def emoji_captions(row:dict # of emoji_table
         texts = [who, f'{article} {who}', short]
     return tuple(dict.fromkeys(text.lower() for text in texts))
 
-# %% ../nbs/a_words.ipynb #6161b35c
+# %% ../nbs/a_words.ipynb #7e56df5a
 def check_captions(captions, n:int
                   )->tuple|None: # of n tuples of texts
     "Captions of n pictures. `InputError` unless each has a tuple of texts, or none."
@@ -52,7 +52,7 @@ def check_captions(captions, n:int
         raise InputError(f'captions hold {strange[0]!r:.60}: expected texts')
     return tuple(captions)
 
-# %% ../nbs/a_words.ipynb #08df4812
+# %% ../nbs/a_words.ipynb #301381d0
 CAPTION_FILES = 'captions.csv', 'metadata.jsonl' # that are found in a folder
 _TEXT_NAMES = 'text', 'caption', 'captions', 'prompt', 'description'
 
@@ -79,7 +79,7 @@ def _caption_column(header, file)->int:
                          f'the captions {_TEXT_NAMES[0]} or {_TEXT_NAMES[1]}')
     return found[0] if found else 0
 
-# %% ../nbs/a_words.ipynb #39977c1b
+# %% ../nbs/a_words.ipynb #16860282
 def read_captions(file,      # .csv with a header, or .jsonl
                   names:list # of the pictures: files below their folder
                  )->tuple:   # for each picture a tuple of texts
@@ -107,7 +107,7 @@ def read_captions(file,      # .csv with a header, or .jsonl
                       stacklevel=2)
     return captions
 
-# %% ../nbs/a_words.ipynb #303bd411
+# %% ../nbs/a_words.ipynb #a99fbade
 class LanguageModel:
     """Frozen features of tokens: all-MiniLM-L6-v2 (Wang et al. 2020), offline.
 
@@ -142,7 +142,7 @@ class LanguageModel:
 
 language_model = cache(LanguageModel) # it is read once
 
-# %% ../nbs/a_words.ipynb #1e0ca52f
+# %% ../nbs/a_words.ipynb #47e03847
 @cache
 def _embedded_words():
     "Mean (384,) and axes (384, 64) of the features, and those of known captions."
@@ -174,7 +174,7 @@ def sentences(texts # n of them
     rows = torch.nn.utils.rnn.pad_sequence(rows, True, math.nan)
     return rows if rows.shape[1] else rows.new_full((len(rows), 1, rows.shape[2]), math.nan)
 
-# %% ../nbs/a_words.ipynb #b9397a61
+# %% ../nbs/a_words.ipynb #91192a0d
 def said(texts,       # a text, n of them, features (n, l, d), or None: nothing
          n:int,
          features:int # d: numbers of a token
@@ -200,16 +200,17 @@ def as_long(*sayings # (n, l, d) each
     return [F.pad(rows, (0, 0, 0, longest - rows.shape[1]), value=math.nan)
             for rows in sayings]
 
-# %% ../nbs/a_words.ipynb #3df556e3
+# %% ../nbs/a_words.ipynb #d84f83ec
 class CaptionTable:
     """The features of all captions of n pictures.
 
-    Indexed by (b,) positions, it gives (b, l, 64): one caption of each, at random."""
-    def __init__(self, captions): # a tuple of texts for each picture; (): nothing said
+    Indexed by (b,) positions, it gives (b, l, d): one caption of each, at random."""
+    def __init__(self, captions, # a tuple of texts for each picture; (): nothing said
+                 features=word_features): # texts -> a list of (tokens, d)
         captions = [tuple(own) or ('',) for own in captions]
         texts = list(dict.fromkeys(text for own in captions for text in own))
         place = {text: i for i, text in enumerate(texts)}
-        rows = word_features(texts)
+        rows = features(texts)
         self.lengths = torch.tensor([len(row) for row in rows])
         self.begins = self.lengths.cumsum(0) - self.lengths
         self.tokens = torch.cat(rows)
@@ -227,11 +228,11 @@ class CaptionTable:
         return self.rows(torch.stack([v[torch.randint(len(v), ())] for v in own]))
 
     def first(self, i):
-        "(b,) positions -> (b, l, 64), the plainest caption of each"
+        "(b,) positions -> (b, l, d), the plainest caption of each"
         return self.rows(torch.stack([self.own[k][0] for k in i.tolist()]))
 
     def rows(self, which):
-        "(b,) places of captions -> (b, l, 64), NaN where one has no more tokens"
+        "(b,) places of captions -> (b, l, d), NaN where one has no more tokens"
         lengths = self.lengths[which][:, None]
         along = torch.arange(max(int(lengths.max()), 1))
         where = (self.begins[which][:, None] + along).clamp(max=len(self.tokens) - 1)

@@ -49,8 +49,28 @@ def draw_faces():
     ldm.save_pretrained(WEIGHTS/'faces', overwrite=True, ema_only=True, half=True)
 
 
+def words():
+    "The two judges of emoji (five minutes each), and the model that is asked in words; in bfloat16 where that is said."
+    os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
+    known, unseen = emoji_combinations()
+    train = known[~torch.isin(known.hashes(), emoji('test').hashes())]
+    values = people_values([row for row in emoji_table('all') if not combination_held_out(row)])
+    people = replace(known, labels=None, classes=(), captions=None, attributes=PEOPLE, values=values)[~values.isnan().all(1)]
+    run = train_judge(people, 6_000, checkpoint=RUNS/'emoji-judge')
+    there = [row for row in emoji_table('all') if combination_held_out(row)]
+    tested = replace(unseen, captions=None, attributes=PEOPLE, values=people_values(there))
+    save_judge(run['ema'], WEIGHTS/'emoji-judge', tested, seconds=run['seconds'], steps=6_000, data='emoji, people', images=len(people), seed=0)
+    run = train_picture_texts(train, 6_000, checkpoint=RUNS/'emoji-texts')
+    save_picture_texts(run['ema'], WEIGHTS/'emoji-texts', seconds=run['seconds'], steps=6_000, data=train.name, images=len(train), seed=0)
+    recipe = replace(Recipe(), f=4, latent_channels=8, ae_width=128, kl_weight=1e-3, ae_batch=16, ae_lr=2e-3, ae_share=.25, widths=(64, 128), batch=64, lr=1.5e-3,
+                     ema_decay=.999, dropout=.1)
+    folder = RUNS/'emoji'
+    ldm, _ = train_latent_diffusion(train, folder, WORD_MINUTES, recipe=recipe, held_out=unseen, resume=folder.exists())
+    ldm.save_pretrained(WEIGHTS/'emoji', overwrite=True, ema_only=True, half=True)
+
+
 def main():
-    if '--only' in sys.argv: return dict(fast=fast, judge=judge, faces=draw_faces)[sys.argv[sys.argv.index('--only') + 1]]()
+    if '--only' in sys.argv: return dict(fast=fast, judge=judge, faces=draw_faces, words=words)[sys.argv[sys.argv.index('--only') + 1]]()
     if not (RUNS/'classifier'/'card.json').exists(): train_classifier(fashion_mnist('train', full=True), 3000, RUNS/'classifier')
     shutil.copytree(RUNS/'classifier', WEIGHTS/'classifier', dirs_exist_ok=True)
     ldm_train('fashion-full', str(RUNS/'fashion'), steps=12_000, size='lesson', resume=(RUNS/'fashion').exists())
