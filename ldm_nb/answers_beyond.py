@@ -8,7 +8,8 @@ __all__ = ['grade_half_width', 'grade_straight_middle', 'grade_standardise', 'gr
            'grade_evaluations', 'grade_combine', 'grade_rescale', 'grade_kept_both', 'grade_reconstruction_weight',
            'grade_epsilon_loss_at', 'grade_two_stage_loss', 'grade_rank_of', 'grade_no_collapse', 'grade_conv_gflop',
            'grade_half_penalty', 'grade_game_value', 'grade_tamed', 'grade_tall_latent', 'grade_row_mesh',
-           'grade_box_of', 'grade_own_folder', 'grade_row_width', 'grade_composed', 'grade_many_moods']
+           'grade_box_of', 'grade_own_folder', 'grade_row_width', 'grade_composed', 'grade_many_moods',
+           'grade_blind_contrast', 'grade_soft_lookup']
 
 # %% ../nbs/a_answers_beyond.ipynb #77c45dd7
 import math
@@ -611,3 +612,36 @@ def grade_many_moods(answer):
                     'must come from the same noise')
     if torch.pdist(answer[:, 0].flatten(1).float()).min() < 10:
         raise Wrong('two people are alike: give each person noise of their own')
+
+# %% ../nbs/a_answers_beyond.ipynb #242c0765
+def grade_blind_contrast(answer):
+    "All 128 products are equal: each text is the right one with probability 1/128."
+    compare(answer, math.log(128),
+            {'that is in bits: a cross-entropy here is in nats': math.log2(128),
+             'that is the number of texts; how surprised is one who guesses?': 128,
+             'that is the probability; the loss is its logarithm': 1/128,
+             'the loss is the mean of both directions, not their sum': 2*math.log(128),
+             'the right one is among the 128, too': math.log(127),
+             'a cross-entropy is minus the logarithm': -math.log(128)},
+            'one of 128 is right, and all look alike: minus the logarithm of what?')
+
+def grade_soft_lookup(answer):
+    "Against torch's attention, with one key that is masked."
+    rng = generator('soft lookup')
+    q, k, v = (torch.randn(size, 8, generator=rng) for size in (5, 7, 7))
+    seen = torch.tensor([True]*6 + [False])
+    scores, root = q @ k.T, 8**.5
+    def mixed(scores, seen=seen):
+        return scores.masked_fill(~seen, -math.inf).softmax(1) @ v
+    compare(answer(q, k, v, seen), mixed(scores/root),
+            {'divide the products by the root of the width': mixed(scores),
+             'divide by the root of the width, not by the width': mixed(scores/8),
+             'what is not seen must get no weight': (scores/root).softmax(1) @ v,
+             'mask before the softmax: the other weights must sum to 1':
+                 ((scores/root).softmax(1)*seen) @ v,
+             'a product of zero still gets weight: the masked score is minus infinity':
+                 ((scores/root)*seen).softmax(1) @ v,
+             'the softmax runs over the keys':
+                 (scores/root).masked_fill(~seen, -math.inf).softmax(0) @ v},
+            'products of queries and keys, over the root of the width; a softmax over '
+            'the keys that are seen; the mean of the values by it')

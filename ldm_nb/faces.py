@@ -118,18 +118,21 @@ def judge_errors(read:Tensor,      # (n, k), what a judge has read
 
 # %% ../nbs/12_faces.ipynb #56165feb
 def save_judge(judge:AttributeJudge, folder,
-               tested_on=5000, # new drawn faces
+               tested_on=5000, # new drawn faces, or ImageData
                **card):        # how it was trained
-    "Write a judge as float16, and its card with its errors on new drawn faces."
+    "Write a judge as float16, and its card with its errors on new pictures."
     weights = {k: v.half() for k, v in judge.state_dict().items()}
     save_tensors(Path(folder)/'judge.safetensors', weights, dict(config=judge.config))
-    new = faces(tested_on, judge.image_size, seed=200, which='all')
+    new, about = tested_on, f'{tested_on} faces of seed 200'
+    if not isinstance(new, ImageData):
+        new = faces(tested_on, judge.image_size, seed=200, which='all')
     errors = judge_errors(load_judge(folder).read(new.levels), new.values,
                           judge.attributes)
     parameters = sum(p.numel() for p in judge.parameters())
     write_json(Path(folder)/'card.json', card | dict(
         parameters=parameters, device=str(default_device()), torch=torch.__version__,
-        tested_on=f'{len(new)} faces of seed 200', errors=errors))
+        tested_on=about if new is not tested_on else f'{len(new)} of {new.name}',
+        errors=errors))
 
 def load_judge(folder=None # by default the shipped one, of drawn faces
               )->AttributeJudge: # frozen, on the default device
