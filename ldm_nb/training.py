@@ -651,7 +651,7 @@ def _write_model(self, folder, nets, half):
     for name, net in nets.items():
         made = dict(config=net.config, trained_on=getattr(net, 'trained_on', None))
         tensors = net.state_dict()
-        if half and name != 'autoencoder': # the statistics know its exact weights
+        if half and (name != 'autoencoder' or _fit_in_half(tensors)):
             tensors = {k: v.half() for k, v in tensors.items()}
         save_tensors(folder/f'{name}.safetensors', tensors, made)
     write_json(folder/'card.json', self.card)
@@ -689,6 +689,9 @@ def _read_config(folder):
 # %% ../nbs/05_training.ipynb #5d4b3761
 def _sha256(data:bytes): return hashlib.sha256(data).hexdigest()
 
+def _fit_in_half(tensors): # the latents' statistics know an autoencoder's exact weights
+    return all(v.equal(v.half().to(v.dtype)) for v in tensors.values())
+
 def _config_checksum(config):
     "The checksum of a config's content, whatever the order of its keys."
     content = {k: v for k, v in config.items() if k != 'checksum'}
@@ -697,7 +700,7 @@ def _config_checksum(config):
 @patch
 def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
                     ema_only=False, # leave out the last weights, keep their averages
-                    half=False):    # denoisers as float16: half the size
+                    half=False):    # as float16: denoisers, and what fits in it exactly
     "Write the model to a new folder. `InputError` if it exists, unless `overwrite`."
     folder = Path(folder)
     if folder.exists() and not overwrite:
