@@ -591,8 +591,10 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
     If both are: the model's, else autoguidance 3, or guidance 2 if there is no guide.
     If one is, it is off (1)."""
     if guidance is None and autoguidance is None:
+        if not self.guide:
+            return self.sampling.get('guidance', 2.), 1.
         usual = dict(guidance=1., autoguidance=3.) | self.sampling
-        return (usual['guidance'], usual['autoguidance']) if self.guide else (2., 1.)
+        return usual['guidance'], usual['autoguidance']
     guidance = _strengths(1. if guidance is None else guidance, self)
     autoguidance = _number('autoguidance', 1. if autoguidance is None else autoguidance)
     if autoguidance != 1 and not self.guide:
@@ -613,7 +615,7 @@ def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
 
     A model may bring its own (`sampling`). `InputError` names what cannot be used."""
     how = SAMPLING | self.sampling
-    built_in = None if self.guide else self.sampling.get('guidance') # of a student
+    built_in = self.sampling.get('guidance') if 'distilled' in self.card else None
     if built_in and not (guidance is None and autoguidance is None):
         raise InputError('this model was distilled from a guided one and has no dial '
                          'for it: leave guidance and autoguidance out')
