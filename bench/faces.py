@@ -49,7 +49,7 @@ def confusion(ldm, judge):
 
 
 SETTINGS = [dict(steps=steps, guidance=g, autoguidance=a) for steps, g, a in (
-    (7, 1, 1), (20, 1, 1), (20, 1, 2), (20, 1, 3), (10, 2, 1), (10, 3, 1), (10, 4, 1), (10, 2, 2), (10, 3, 2), (20, 3, 2))]
+    (7, 1, 1), (20, 1, 1), (10, 2, 1), (10, 3, 1), (10, 4, 1), (10, 1, 2), (10, 2, 2), (10, 3, 2), (10, 4, 2), (10, 6, 2), (10, 4, 1.5), (10, 4, 3), (20, 4, 2))]
 
 
 def leading(ldm, judge, n=500):
@@ -60,7 +60,7 @@ def leading(ldm, judge, n=500):
         if settings['autoguidance'] == 1 or ldm.guide:
             x = ldm.sample(n, asked, **settings, seed=5)
             rows.append(settings | quality(x) | dict(right=(judge.read(x)[:, 0] == asked[:, 0]).double().mean().item()))
-            print({k: round(v, 3) for k, v in rows[-1].items()}, flush=True)
+            print({k: v if isinstance(v, tuple) else round(v, 3) for k, v in rows[-1].items()}, flush=True)
     renders = faces(n, 64, seed=311).levels
     return dict(rows=rows, floor=quality(renders), reconstructions=quality(ldm.decode(ldm.encode(renders))))
 
@@ -167,8 +167,12 @@ def moves(ldm, judge, n=150):
 REST = [i for i, name in enumerate(FACE_NAMES) if name not in ('expression', *FACTORS)]
 
 
+WAYS = {'row, noise': (True, False, 1.), 'row, inversion': (True, True, 1.), 'wish, noise': (False, False, 1.), 'wish, inversion': (False, True, 1.),
+        'wish, guided inversion': (False, True, 4.)} # told the whole row? inverted? guidance
+
+
 def edits(ldm, judge, n=200):
-    """200 renders that are not happy, made happy, at five strengths. Told is the whole row as the judge reads it, or the
+    """200 renders that are not happy, made happy, at four strengths. Told is the whole row as the judge reads it, or the
     expression alone (before and after); the noise is random, or found by inversion. What stays is judged against the reconstruction."""
     values = sample_params(3*n, seed=350)
     values = values[~has(values, 'expression', 'happy')][:n]
@@ -176,18 +180,17 @@ def edits(ldm, judge, n=200):
     read = judge.read(ldm.decode(ldm.encode(x)))
     mood = torch.full_like(read, torch.nan)
     mood[:, 0] = read[:, 0]
-    asked = dict(row=(change(read, expression='happy'), read), wish=(asked_for(n, expression='happy'), mood))
-    for told, (wanted, known) in asked.items():
-        for way in ('noise', 'inversion'):
-            for strength in (.3, .5, .7, .85, 1.):
-                new = edit(ldm, x, wanted, strength, known if way == 'inversion' else None)
-                seen = judge.read(new)
-                kept = matches(read, seen, FACE_ATTRIBUTES)[:, REST]
-                row = dict(changed=has(seen, 'expression', 'happy').double().mean().item(), kept=kept.double().mean().item(),
-                           each={FACE_NAMES[i]: v for i, v in zip(REST, kept.double().mean(0).tolist())},
-                           all_but_two=(kept.sum(1) >= len(REST) - 2).double().mean().item(), all=kept.all(1).double().mean().item())
-                out[f'{told}, {way} {strength}'] = row
-                print(told, way, strength, {k: round(v, 3) for k, v in row.items() if k != 'each'}, flush=True)
+    for way, (row, inverted, guidance) in WAYS.items():
+        wanted, known = (change(read, expression='happy'), read) if row else (asked_for(n, expression='happy'), mood)
+        for strength in (.6, .7, .8, .9):
+            new = edit(ldm, x, wanted, strength, known if inverted else None, guidance=guidance)
+            seen = judge.read(new)
+            kept = matches(read, seen, FACE_ATTRIBUTES)[:, REST]
+            found = dict(changed=has(seen, 'expression', 'happy').double().mean().item(), kept=kept.double().mean().item(),
+                         each={FACE_NAMES[i]: v for i, v in zip(REST, kept.double().mean(0).tolist())},
+                         all_but_two=(kept.sum(1) >= len(REST) - 2).double().mean().item(), all=kept.all(1).double().mean().item())
+            out[f'{way} {strength}'] = found
+            print(way, strength, {k: round(v, 3) for k, v in found.items() if k != 'each'}, flush=True)
     return out
 
 
