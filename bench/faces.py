@@ -1,4 +1,4 @@
-"""Is it what was asked for? python bench/faces.py [MODEL]   (a quarter of an hour on 2 CPU cores)
+"""Is it what was asked for? python bench/faces.py [MODEL]   (half an hour on 2 CPU cores)
 
 The shipped model of faces, read by the shipped judge of attributes; EfficientNet-Lite0 (own.py's judge: 128 directions) gives
 distances, KID, precision and recall against renders. Each part is a key of ldm_nb/results/faces.json, and is kept once it is there.
@@ -168,7 +168,7 @@ REST = [i for i, name in enumerate(FACE_NAMES) if name not in ('expression', *FA
 
 
 WAYS = {'row, noise': (True, False, 1.), 'row, inversion': (True, True, 1.), 'wish, noise': (False, False, 1.), 'wish, inversion': (False, True, 1.),
-        'wish, guided inversion': (False, True, 4.)} # told the whole row? inverted? guidance
+        'wish, guided inversion': (False, True, 4.), 'row, guided inversion': (True, True, dict(expression=3.))} # told the row? inverted? guidance
 
 
 def edits(ldm, judge, n=200):

@@ -540,9 +540,6 @@ def _conditions(self:LatentDiffusion, n, labels, negative, seed, guidance):
     labels = self._labels(n, labels, seed)
     negative = negative if negative is None else self._labels(n, negative)
     check_asked_for(guidance, self.attributes, labels, negative)
-    if negative is not None and guidance == 1:
-        raise InputError('negative is given, and guidance is 1, which goes away from '
-                         'nothing: take more, or leave negative out')
     return labels, negative
 
 def _strengths(guidance, ldm): # a float, or {name: float}
