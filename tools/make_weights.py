@@ -1,9 +1,9 @@
-"""Train what the package ships again: python tools/make_weights.py   (about an hour on 2 CPU cores)
+"""Train what the package ships again: python tools/make_weights.py   (three hours on 2 CPU cores)
 
 1. the classifier that evaluation uses; 2. `ldm_train --data fashion-full --steps 12000 --size lesson`, of which
 the averaged denoiser and its early copy, the autoencoder and the card go to ldm_nb/weights/fashion; 3. its student, by `distil`, goes to
 ldm_nb/weights/fashion-fast (eight minutes; alone: --only fast); 4. the judge of drawn faces (--only judge, eight minutes);
-5. the model of drawn faces (--only faces, an hour). All stop and go on: the runs are resumed.
+5. the model of drawn faces (--only faces, an hour and three quarters, in bfloat16). All stop and go on: the runs are resumed.
 """
 import os
 import shutil
