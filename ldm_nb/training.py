@@ -588,10 +588,8 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
     If both are: the model's, else autoguidance 3, or guidance 2 if there is no guide.
     If one is, it is off (1)."""
     if guidance is None and autoguidance is None:
-        if not self.guide:
-            return self.sampling.get('guidance', 2.), 1.
-        usual = dict(guidance=1., autoguidance=3.) | self.sampling
-        return usual['guidance'], usual['autoguidance']
+        usual = dict(guidance=1. if self.guide else 2., autoguidance=3.) | self.sampling
+        return usual['guidance'], usual['autoguidance'] if self.guide else 1.
     guidance = _strengths(1. if guidance is None else guidance, self)
     autoguidance = _number('autoguidance', 1. if autoguidance is None else autoguidance)
     if autoguidance != 1 and not self.guide:
