@@ -60,7 +60,7 @@ def leading(ldm, judge, n=500):
         if settings['autoguidance'] == 1 or ldm.guide:
             x = ldm.sample(n, asked, **settings, seed=5)
             rows.append(settings | quality(x) | dict(right=(judge.read(x)[:, 0] == asked[:, 0]).double().mean().item()))
-            print({k: v if isinstance(v, tuple) else round(v, 3) for k, v in rows[-1].items()}, flush=True)
+            print({k: round(v, 3) for k, v in rows[-1].items()}, flush=True)
     renders = faces(n, 64, seed=311).levels
     return dict(rows=rows, floor=quality(renders), reconstructions=quality(ldm.decode(ldm.encode(renders))))
 
@@ -195,21 +195,34 @@ def edits(ldm, judge, n=200):
 
 
 def inpainting(ldm, judge, n=200):
-    "Glasses masked away: gone? And the jump of brightness across the rim of the mask, in the given and in the new pictures."
+    "Glasses masked away: gone? The mouth alone made happy? And the jump of brightness across the rim of the mask, given and new."
     values = sample_params(6*n, seed=360)
     values = values[has(values, 'glasses', 'yes')][:n]
     x, mask = render(values), torch.zeros(1, 1, 64, 64)
     mask[..., 20:40, 12:52] = 1
     read = judge.read(x)
     asked = dict(row=change(read, glasses='no'), wish=asked_for(n, glasses='no'))
-    def jump(v): # across the upper and the lower edge
-        return torch.stack([(v[..., i, 12:52] - v[..., i - 1, 12:52]).abs().mean() for i in (20, 40)]).mean().item()
+    def jump(v, top=20, bottom=40, left=12, right=52): # across the upper and the lower edge
+        return torch.stack([(v[..., i, left:right] - v[..., i - 1, left:right]).abs().mean() for i in (top, bottom)]).mean().item()
     out = dict(jump_given=jump(as_floats(x)), jump_without=jump(as_floats(render(change(values, glasses='no')))))
     for told, wanted in asked.items():
         new = inpaint(ldm, x, mask, wanted)
         seen = judge.read(new)
         out[told] = dict(gone=has(seen, 'glasses', 'no').double().mean().item(), jump=jump(new), same_expression=(seen[:, 0] == read[:, 0]).double().mean().item())
-    return out
+    return out | dict(mouth=mouth_only(ldm, judge, jump, n))
+
+
+def mouth_only(ldm, judge, jump, n):
+    "Sad faces of which the mouth alone is drawn anew, told that they are happy; brows and eyes stay as they are."
+    values = sample_params(10*n, seed=361)
+    values = values[has(values, 'expression', 'sad')][:n]
+    x, mask, box = render(values), torch.zeros(1, 1, 64, 64), (36, 52, 20, 48)
+    mask[..., 36:52, 20:48] = 1
+    new = inpaint(ldm, x, mask, change(judge.read(x), expression='happy'), guidance=dict(expression=3.))
+    seen, given = judge.read(new), judge.read(x)
+    curve = FACE_NAMES.index('mouth_curve')
+    return dict(happy=has(seen, 'expression', 'happy').double().mean().item(), n=len(x), jump_given=jump(as_floats(x), *box), jump=jump(new, *box),
+                mouth_curve=[v[:, curve].mean().item() for v in (given, seen)], brow_angle=[v[:, FACE_NAMES.index('brow_angle')].mean().item() for v in (given, seen)])
 
 
 def main():
