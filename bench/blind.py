@@ -1,4 +1,4 @@
-"""Can a stranger tell samples from renders? python bench/blind.py [FOLDER] [--model faces] [--seed 1] [--answers "L R ..."]
+"""Can a stranger tell samples from renders? python bench/blind.py [FOLDER] [--model faces] [--guidance 4] [--seed 1] [--answers "L R ..."]
 
 Without answers: forty pairs of a sample and a render at twice their size, twenty a page, as FOLDER/page0.png and page1.png (default
 runs/blind); which side the sample is on depends on the seed. Show the pages to somebody who has not seen this file. With answers, the sides on
@@ -22,10 +22,11 @@ def sides(seed): # (40,), True: the sample is on the left
     return torch.rand(N, generator=generator(seed, 'blind sides')) < .5
 
 
-def pages(model, folder, seed):
+def pages(model, folder, seed, guidance):
     asked, drawn = sample_params(2*N, seed=400 + seed).chunk(2)
     ldm = LatentDiffusion.from_pretrained(model)
-    samples, renders = as_levels(ldm.sample(N, asked, seed=seed)), as_levels(render(drawn))
+    how = {} if guidance is None else dict(guidance=guidance, autoguidance=ldm.settings()['autoguidance'])
+    samples, renders = as_levels(ldm.sample(N, asked, seed=seed, **how)), as_levels(render(drawn))
     left = sides(seed).view(-1, 1, 1, 1)
     pairs = torch.cat([torch.where(left, samples, renders), torch.where(left, renders, samples)], 3) # (40, 3, 64, 128)
     folder.mkdir(parents=True, exist_ok=True)
@@ -41,17 +42,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('folder', nargs='?', type=Path, default=Path('runs/blind'))
     parser.add_argument('--model', default='faces')
+    parser.add_argument('--guidance', type=float)
     parser.add_argument('--seed', type=int, default=1)
     parser.add_argument('--answers')
     args = parser.parse_args()
     if args.answers is None:
-        return pages(args.model, args.folder, args.seed)
+        return pages(args.model, args.folder, args.seed, args.guidance)
     answers = args.answers.upper().split()
     if len(answers) != N or set(answers) - {'L', 'R'}:
         parser.error(f'{N} answers L or R are expected, here are {len(answers)}')
     right = sum((a == 'L') == side for a, side in zip(answers, sides(args.seed).tolist()))
     rows = read_json(OUT) if OUT.exists() else {}
-    write_json(OUT, rows | {f'{args.model}, seed {args.seed}': dict(answers=' '.join(answers), right=right, of=N)})
+    how = '' if args.guidance is None else f', guidance {args.guidance:g}'
+    write_json(OUT, rows | {f'{args.model}{how}, seed {args.seed}': dict(answers=' '.join(answers), right=right, of=N)})
     print(f'{right} of {N} told')
 
 

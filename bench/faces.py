@@ -1,4 +1,4 @@
-"""Is it what was asked for? python bench/faces.py [MODEL]   (a quarter of an hour on 2 CPU cores)
+"""Is it what was asked for? python bench/faces.py [MODEL]   (half an hour on 2 CPU cores)
 
 The shipped model of faces, read by the shipped judge of attributes; EfficientNet-Lite0 (own.py's judge: 128 directions) gives
 distances, KID, precision and recall against renders. Each part is a key of ldm_nb/results/faces.json, and is kept once it is there.
@@ -49,7 +49,7 @@ def confusion(ldm, judge):
 
 
 SETTINGS = [dict(steps=steps, guidance=g, autoguidance=a) for steps, g, a in (
-    (7, 1, 1), (20, 1, 1), (20, 1, 2), (20, 1, 3), (10, 2, 1), (10, 3, 1), (10, 4, 1), (10, 2, 2), (10, 3, 2), (20, 3, 2))]
+    (7, 1, 1), (20, 1, 1), (10, 2, 1), (10, 3, 1), (10, 4, 1), (10, 1, 2), (10, 2, 2), (10, 3, 2), (10, 4, 2), (10, 6, 2), (10, 4, 1.5), (10, 4, 3), (20, 4, 2))]
 
 
 def leading(ldm, judge, n=500):
@@ -167,8 +167,12 @@ def moves(ldm, judge, n=150):
 REST = [i for i, name in enumerate(FACE_NAMES) if name not in ('expression', *FACTORS)]
 
 
+WAYS = {'row, noise': (True, False, 1.), 'row, inversion': (True, True, 1.), 'wish, noise': (False, False, 1.), 'wish, inversion': (False, True, 1.),
+        'wish, guided inversion': (False, True, 4.), 'row, guided inversion': (True, True, dict(expression=3.))} # told the row? inverted? guidance
+
+
 def edits(ldm, judge, n=200):
-    """200 renders that are not happy, made happy, at five strengths. Told is the whole row as the judge reads it, or the
+    """200 renders that are not happy, made happy, at four strengths. Told is the whole row as the judge reads it, or the
     expression alone (before and after); the noise is random, or found by inversion. What stays is judged against the reconstruction."""
     values = sample_params(3*n, seed=350)
     values = values[~has(values, 'expression', 'happy')][:n]
@@ -176,37 +180,49 @@ def edits(ldm, judge, n=200):
     read = judge.read(ldm.decode(ldm.encode(x)))
     mood = torch.full_like(read, torch.nan)
     mood[:, 0] = read[:, 0]
-    asked = dict(row=(change(read, expression='happy'), read), wish=(asked_for(n, expression='happy'), mood))
-    for told, (wanted, known) in asked.items():
-        for way in ('noise', 'inversion'):
-            for strength in (.3, .5, .7, .85, 1.):
-                new = edit(ldm, x, wanted, strength, known if way == 'inversion' else None)
-                seen = judge.read(new)
-                kept = matches(read, seen, FACE_ATTRIBUTES)[:, REST]
-                row = dict(changed=has(seen, 'expression', 'happy').double().mean().item(), kept=kept.double().mean().item(),
-                           each={FACE_NAMES[i]: v for i, v in zip(REST, kept.double().mean(0).tolist())},
-                           all_but_two=(kept.sum(1) >= len(REST) - 2).double().mean().item(), all=kept.all(1).double().mean().item())
-                out[f'{told}, {way} {strength}'] = row
-                print(told, way, strength, {k: round(v, 3) for k, v in row.items() if k != 'each'}, flush=True)
+    for way, (row, inverted, guidance) in WAYS.items():
+        wanted, known = (change(read, expression='happy'), read) if row else (asked_for(n, expression='happy'), mood)
+        for strength in (.6, .7, .8, .9):
+            new = edit(ldm, x, wanted, strength, known if inverted else None, guidance=guidance)
+            seen = judge.read(new)
+            kept = matches(read, seen, FACE_ATTRIBUTES)[:, REST]
+            found = dict(changed=has(seen, 'expression', 'happy').double().mean().item(), kept=kept.double().mean().item(),
+                         each={FACE_NAMES[i]: v for i, v in zip(REST, kept.double().mean(0).tolist())},
+                         all_but_two=(kept.sum(1) >= len(REST) - 2).double().mean().item(), all=kept.all(1).double().mean().item())
+            out[f'{way} {strength}'] = found
+            print(way, strength, {k: round(v, 3) for k, v in found.items() if k != 'each'}, flush=True)
     return out
 
 
 def inpainting(ldm, judge, n=200):
-    "Glasses masked away: gone? And the jump of brightness across the rim of the mask, in the given and in the new pictures."
+    "Glasses masked away: gone? The mouth alone made happy? And the jump of brightness across the rim of the mask, given and new."
     values = sample_params(6*n, seed=360)
     values = values[has(values, 'glasses', 'yes')][:n]
     x, mask = render(values), torch.zeros(1, 1, 64, 64)
     mask[..., 20:40, 12:52] = 1
     read = judge.read(x)
     asked = dict(row=change(read, glasses='no'), wish=asked_for(n, glasses='no'))
-    def jump(v): # across the upper and the lower edge
-        return torch.stack([(v[..., i, 12:52] - v[..., i - 1, 12:52]).abs().mean() for i in (20, 40)]).mean().item()
+    def jump(v, top=20, bottom=40, left=12, right=52): # across the upper and the lower edge
+        return torch.stack([(v[..., i, left:right] - v[..., i - 1, left:right]).abs().mean() for i in (top, bottom)]).mean().item()
     out = dict(jump_given=jump(as_floats(x)), jump_without=jump(as_floats(render(change(values, glasses='no')))))
     for told, wanted in asked.items():
         new = inpaint(ldm, x, mask, wanted)
         seen = judge.read(new)
         out[told] = dict(gone=has(seen, 'glasses', 'no').double().mean().item(), jump=jump(new), same_expression=(seen[:, 0] == read[:, 0]).double().mean().item())
-    return out
+    return out | dict(mouth=mouth_only(ldm, judge, jump, n))
+
+
+def mouth_only(ldm, judge, jump, n):
+    "Sad faces of which the mouth alone is drawn anew, told that they are happy; brows and eyes stay as they are."
+    values = sample_params(10*n, seed=361)
+    values = values[has(values, 'expression', 'sad')][:n]
+    x, mask, box = render(values), torch.zeros(1, 1, 64, 64), (36, 52, 20, 48)
+    mask[..., 36:52, 20:48] = 1
+    new = inpaint(ldm, x, mask, change(judge.read(x), expression='happy'), guidance=dict(expression=3.))
+    seen, given = judge.read(new), judge.read(x)
+    curve = FACE_NAMES.index('mouth_curve')
+    return dict(happy=has(seen, 'expression', 'happy').double().mean().item(), n=len(x), jump_given=jump(as_floats(x), *box), jump=jump(new, *box),
+                mouth_curve=[v[:, curve].mean().item() for v in (given, seen)], brow_angle=[v[:, FACE_NAMES.index('brow_angle')].mean().item() for v in (given, seen)])
 
 
 def main():

@@ -201,12 +201,16 @@ def by_position(guidance, # a number, or {name of an attribute: number}
     return {attribute_position(name, attributes): g for name, g in guidance.items()}
 
 def check_asked_for(guidance, attributes:tuple,
-                    *tables): # (n, k) each, or None: what is asked for, and negative
-    "`InputError` for a strength of an attribute that no table has a value of."
+                    labels, negative=None): # (n, k) or (n,) each, or None
+    "`InputError` for guidance on what nobody asks for, or a negative without any."
+    if negative is not None and guidance == 1:
+        raise InputError('negative is given, and guidance is 1, which goes away from '
+                         'nothing: take more, or leave negative out')
     if not isinstance(guidance, dict):
         return
     there = [a.name for i, a in enumerate(attributes)
-             if any(t is not None and not t[:, i].isnan().all() for t in tables)]
+             if any(t is not None and not t[:, i].isnan().all()
+                    for t in (labels, negative))]
     idle = [name for name in guidance if name not in there]
     if idle:
         raise InputError(f'guidance is given for {listed(idle)}, which nobody asks '

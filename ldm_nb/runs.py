@@ -93,6 +93,7 @@ def _check_same(out, old, plan):
         if then != now:
             warnings.warn(f'{out} was begun with {what} {then}, and goes on with {now}')
 
+# %% ../nbs/a_runs.ipynb #111fb2ca
 def _plan(out, plan, resume)->dict:
     "Write to out/run.json what this run is, once what is there allows it."
     old, kept = _run_in(out), (out/'checkpoints').rglob('*.safetensors*')

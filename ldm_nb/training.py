@@ -560,9 +560,6 @@ def _conditions(self:LatentDiffusion, n, labels, negative, seed, guidance):
     labels = self._labels(n, labels, seed)
     negative = negative if negative is None else self._labels(n, negative)
     check_asked_for(guidance, self.attributes, labels, negative)
-    if negative is not None and guidance == 1:
-        raise InputError('negative is given, and guidance is 1, which goes away from '
-                         'nothing: take more, or leave negative out')
     if self.words and negative is not None:
         labels, negative = as_long(labels, negative)
     return labels, negative
@@ -613,8 +610,8 @@ def guidances(self:LatentDiffusion, guidance=None, autoguidance=None
     If both are: the model's, else autoguidance 3, or guidance 2 if there is no guide.
     If one is, it is off (1)."""
     if guidance is None and autoguidance is None:
-        usual = dict(guidance=1., autoguidance=3.) | self.sampling
-        return (usual['guidance'], usual['autoguidance']) if self.guide else (2., 1.)
+        usual = dict(guidance=1. if self.guide else 2., autoguidance=3.) | self.sampling
+        return usual['guidance'], usual['autoguidance'] if self.guide else 1.
     guidance = _strengths(1. if guidance is None else guidance, self)
     autoguidance = _number('autoguidance', 1. if autoguidance is None else autoguidance)
     if autoguidance != 1 and not self.guide:
@@ -635,7 +632,7 @@ def settings(self:LatentDiffusion, guidance=None, autoguidance=None,
 
     A model may bring its own (`sampling`). `InputError` names what cannot be used."""
     how = SAMPLING | self.sampling
-    built_in = None if self.guide else self.sampling.get('guidance') # of a student
+    built_in = self.sampling.get('guidance') if 'distilled' in self.card else None
     if built_in and not (guidance is None and autoguidance is None):
         raise InputError('this model was distilled from a guided one and has no dial '
                          'for it: leave guidance and autoguidance out')
@@ -673,7 +670,7 @@ def _write_model(self, folder, nets, half):
     for name, net in nets.items():
         made = dict(config=net.config, trained_on=getattr(net, 'trained_on', None))
         tensors = net.state_dict()
-        if half and name != 'autoencoder': # the statistics know its exact weights
+        if half and (name != 'autoencoder' or _fit_in_half(tensors)):
             tensors = {k: v.half() for k, v in tensors.items()}
         save_tensors(folder/f'{name}.safetensors', tensors, made)
     write_json(folder/'card.json', self.card)
@@ -711,6 +708,9 @@ def _read_config(folder):
 # %% ../nbs/05_training.ipynb #5d4b3761
 def _sha256(data:bytes): return hashlib.sha256(data).hexdigest()
 
+def _fit_in_half(tensors): # the latents' statistics know an autoencoder's exact weights
+    return all(v.equal(v.half().to(v.dtype)) for v in tensors.values())
+
 def _config_checksum(config):
     "The checksum of a config's content, whatever the order of its keys."
     content = {k: v for k, v in config.items() if k != 'checksum'}
@@ -719,7 +719,7 @@ def _config_checksum(config):
 @patch
 def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
                     ema_only=False, # leave out the last weights, keep their averages
-                    half=False):    # denoisers as float16: half the size
+                    half=False):    # as float16: denoisers, and what fits in it exactly
     "Write the model to a new folder. `InputError` if it exists, unless `overwrite`."
     folder = Path(folder)
     if folder.exists() and not overwrite:

@@ -565,6 +565,17 @@ def test_what_a_model_of_attributes_refuses(model, how, words):
         LatentDiffusion.from_pretrained(model).sample(2, **how)
 
 
+def test_a_model_without_a_guide_brings_its_guidance():
+    "Its own settings may lead, and can be changed: it is no student."
+    fashion = LatentDiffusion.from_pretrained('fashion')
+    alone = LatentDiffusion(fashion.autoencoder, fashion.stats, fashion.ema, fashion.ema, classes=fashion.classes,
+                            sampling=dict(guidance=3., autoguidance=4.))
+    assert alone.guidances() == (3., 1.) and alone.settings()['guidance'] == 3. and alone.settings(guidance=1.5)['guidance'] == 1.5
+    led, less = (alone.sample(2, 'bag', steps=2, guidance=g) for g in (None, 1.))
+    assert torch.equal(led, alone.sample(2, 'bag', steps=2, guidance=3.)) and not torch.equal(led, less)
+    assert LatentDiffusion(fashion.autoencoder, fashion.stats, fashion.ema, fashion.ema).guidances() == (2., 1.)
+
+
 def test_nothing_negative_without_guidance():
     "Guidance 1 would ignore it without a word; left alone, it is 2, which does not."
     ldm = LatentDiffusion.from_pretrained('fashion')

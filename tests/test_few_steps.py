@@ -1,14 +1,17 @@
 "Few steps: the identity of MeanFlow on a Gaussian, the energy distance, the student and its settings."
+import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from ldm_nb.core import InputError, generator
+from ldm_nb.core import InputError, fingerprint, generator
 from ldm_nb.forward import Schedule
 from ldm_nb.samplers import consistency, count_evaluations, distil, distil_loss, energy_distance, jumps, meanflow_loss, spaced_times, teacher_walks, walk
 from ldm_nb.training import LatentDiffusion
+from ldm_nb.vae import VAE
 
 FLOW, MEAN, WIDTH = Schedule('flow'), .7, .4
 
@@ -147,6 +150,22 @@ def test_half_the_size_is_as_good(student, tmp_path):
     assert size(tmp_path/'True') < .51*size(tmp_path/'False')
     one, two = (LatentDiffusion.from_pretrained(tmp_path/str(half)) for half in (False, True))
     assert (one.sample(8) - two.sample(8)).abs().mean() < .01
+
+
+def test_an_autoencoder_is_halved_only_if_nothing_is_lost(shipped, tmp_path):
+    "Its statistics know its exact weights: what float16 cannot hold stays float32."
+    vae = VAE(**shipped.autoencoder.config).eval()
+    vae.load_state_dict({k: v.half().float() for k, v in shipped.autoencoder.state_dict().items()})
+    stats = replace(shipped.stats, encoder=fingerprint(vae))
+    ema = copy.deepcopy(shipped.ema)
+    ema.trained_on = stats.fingerprint
+    rounded = LatentDiffusion(vae, stats, ema, ema)
+    for name, ldm in dict(exact=shipped, rounded=rounded).items():
+        ldm.save_pretrained(tmp_path/name, ema_only=True, half=True)
+    exact, half = (tmp_path/name/'autoencoder.safetensors' for name in ('exact', 'rounded'))
+    assert half.stat().st_size < .51*exact.stat().st_size
+    again = LatentDiffusion.from_pretrained(tmp_path/'rounded')
+    assert fingerprint(again.autoencoder) == fingerprint(vae) and again.autoencoder.decode(torch.ones(1, 4, 7, 7)).dtype == torch.float32
 
 
 def test_the_teacher_stays_as_it_was(shipped, student):
