@@ -314,19 +314,19 @@ class DiTBlock(nn.Module):
                                  nn.Linear(4*width, width))
         self.modulation = zero_init(nn.Linear(emb_dim, 6*width))
 
-    def attend(self, x, seen=None):
+    def attend(self, x, there=None):
         """(b, n, width) tokens -> the same shape: each is given a mix of all, or of
-        those that are `seen` (b, n)."""
-        seen = seen if seen is None else seen[:, None, None]
+        those that are `there` (b, n)."""
+        there = there if there is None else there[:, None, None]
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v, seen) # (b, heads, n, width/heads)
+        mixed = F.scaled_dot_product_attention(q, k, v, there) # (b, heads, n, width/heads)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
-    def forward(self, x, emb, seen=None):
+    def forward(self, x, emb, there=None):
         "(b, n, width) tokens, (b, emb_dim) embedding -> like x"
         modulation = self.modulation(emb)[:, None].chunk(6, dim=2)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
-        x = x + gate1*self.attend(self.norm(x)*(1 + scale1) + shift1, seen)
+        x = x + gate1*self.attend(self.norm(x)*(1 + scale1) + shift1, there)
         return x + gate2*self.mlp(self.norm(x)*(1 + scale2) + shift2)
 
 # %% ../nbs/04_denoiser.ipynb #fff35a67

@@ -26,15 +26,16 @@ def _who(row): # woman firefighter, deaf man, person kneeling
 
 def emoji_captions(row:dict # of emoji_table
                   )->tuple: # of texts, the plainest first
-    "What a picture may be called: plainly, as a phrase, and by its short name."
+    "What a picture may be called, the plainest first: the word order varies too."
     skin, who = row['skin'].replace(', ', ' and '), _who(row)
+    an = re.match('[aio](?!ne-)|e(?!u)|u[mnp](?!i)', who) # an ear, a unicorn
+    a_who = f'{"an" if an else "a"} {who}'
     short = re.sub(r'(?<=\w)-(?=\w)', ' ', row['short_names'][0])
     if skin:
-        texts = [f'{who}, {skin} skin', f'a {who} with {skin} skin',
-                 f'{short}, {skin} skin tone']
+        texts = [f'{who}, {skin} skin', f'{a_who} with {skin} skin',
+                 f'{short}, {skin} skin tone', f'a {skin}-skinned {who}']
     else:
-        article = 'an' if who[0] in 'aeiou' else 'a'
-        texts = [who, f'{article} {who}', short]
+        texts = [who, a_who, short]
     return tuple(dict.fromkeys(text.lower() for text in texts))
 
 # %% ../nbs/a_words.ipynb #7e56df5a
