@@ -1,4 +1,4 @@
-"""Make ldm_nb/datasets/emoji_words.npz: what a language model makes of the captions of the emoji.
+"""Make ldm_nb/datasets/emoji_words.npz: what a language model makes of the captions of the emoji, and of the prompts of chapter 13.
 
     pip install -c constraints.txt -e '.[text]'
     python tools/embed_words.py            # write it
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ldm_nb.data import emoji_table
+from ldm_nb.text import HARD, INVENTED
 from ldm_nb.words import LanguageModel, emoji_captions
 
 TARGET = Path(__file__).parent.parent/'ldm_nb'/'datasets'/'emoji_words.npz'
@@ -30,6 +31,7 @@ def tokens_of(captions): # (tokens, 384), and how many each caption has
 
 def made():
     captions = sorted({text for row in emoji_table('all') for text in emoji_captions(row)})
+    prompts = sorted({*INVENTED, *HARD} - {*captions})
     tokens, lengths = tokens_of(captions)
     mean = tokens.mean(0)
     variance, axes = torch.linalg.eigh(torch.cov(tokens.T))
@@ -40,8 +42,10 @@ def made():
     step = features.abs().max()/127
     print(f'{len(captions):,} captions, {len(tokens):,} tokens; {DIRECTIONS} directions hold {variance[-DIRECTIONS:].sum()/variance.sum():.0%} of the variance; '
           f'rounding is off by {(features - (features/step).round()*step).std():.3f} of a deviation')
-    return dict(captions=np.frombuffer(json.dumps(captions).encode(), np.uint8), lengths=np.array(lengths, np.uint8),
-                levels=(features/step).round().to(torch.int8).numpy(), step=step.numpy(), mean=mean.numpy(), axes=axes.numpy())
+    new, more = tokens_of(prompts) # which change neither the directions nor the step
+    levels = torch.cat([features, (new - mean) @ axes])/step
+    return dict(captions=np.frombuffer(json.dumps(captions + prompts).encode(), np.uint8), lengths=np.array(lengths + more, np.uint8),
+                levels=levels.round().clamp(-127, 127).to(torch.int8).numpy(), step=step.numpy(), mean=mean.numpy(), axes=axes.numpy())
 
 
 def main():

@@ -11,19 +11,22 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from ldm_nb.attributes import scale_values, sizes_of
 from ldm_nb.core import PACKAGE
-from ldm_nb.data import fashion_mnist
+from ldm_nb.data import emoji, emoji_table, fashion_mnist
 from ldm_nb.faces import save_judge, train_judge
 from ldm_nb.features import train_classifier
 from ldm_nb.commands import ldm_eval, ldm_train
 from ldm_nb.samplers import distil
 from ldm_nb.runs import train_latent_diffusion
+from ldm_nb.text import PEOPLE, combination_held_out, emoji_combinations, people_values, save_picture_texts, train_picture_texts
 from ldm_nb.training import LatentDiffusion, Recipe, train_denoiser
 from ldm_nb.vae import encode_all, latent_stats
 from ldm_nb.world import faces
 
-WEIGHTS, RUNS, MINUTES = PACKAGE/'weights', Path('runs'), 93
+WEIGHTS, RUNS, MINUTES, WORD_MINUTES = PACKAGE/'weights', Path('runs'), 93, 45
 
 
 def fast():
@@ -80,28 +83,47 @@ def draw_faces():
     ldm.save_pretrained(WEIGHTS/'faces', overwrite=True, ema_only=True, half=True)
 
 
-def words():
-    "The two judges of emoji (five minutes each), and the model that is asked in words; in bfloat16 where that is said."
-    os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
+def seen_emoji():
+    "All but the tenth of the designs that `emoji('test')` has, and but the combinations held out."
     known, unseen = emoji_combinations()
-    train = known[~torch.isin(known.hashes(), emoji('test').hashes())]
-    values = people_values([row for row in emoji_table('all') if not combination_held_out(row)])
-    people = replace(known, labels=None, classes=(), captions=None, attributes=PEOPLE, values=values)[~values.isnan().all(1)]
-    run = train_judge(people, 6_000, checkpoint=RUNS/'emoji-judge')
-    there = [row for row in emoji_table('all') if combination_held_out(row)]
-    tested = replace(unseen, captions=None, attributes=PEOPLE, values=people_values(there))
-    save_judge(run['ema'], WEIGHTS/'emoji-judge', tested, seconds=run['seconds'], steps=6_000, data='emoji, people', images=len(people), seed=0)
-    run = train_picture_texts(train, 6_000, checkpoint=RUNS/'emoji-texts')
-    save_picture_texts(run['ema'], WEIGHTS/'emoji-texts', seconds=run['seconds'], steps=6_000, data=train.name, images=len(train), seed=0)
-    recipe = replace(Recipe(), f=4, latent_channels=8, ae_width=128, kl_weight=1e-3, ae_batch=16, ae_lr=2e-3, ae_share=.25, widths=(64, 128), batch=64, lr=1.5e-3,
-                     ema_decay=.999, dropout=.1)
+    return known[~torch.isin(known.hashes(), emoji('test').hashes())], unseen
+
+
+def emoji_judges():
+    "Of skin, gender and trade, and of pictures and texts."
+    train, unseen = seen_emoji()
+    def people(data, rows): # those with a skin, a gender or a trade
+        values = people_values(rows)
+        return replace(data, labels=None, classes=(), captions=None, attributes=PEOPLE, values=values)[~values.isnan().all(1)]
+    held_out = [combination_held_out(row) for row in emoji_table('all')]
+    rows = {kept: [row for row, out in zip(emoji_table('all'), held_out) if out == kept] for kept in (False, True)}
+    shown = people(emoji_combinations()[0], rows[False])
+    run = train_judge(shown, 4_000, checkpoint=RUNS/'emoji-judge')
+    save_judge(run['ema'], WEIGHTS/'emoji-judge', people(unseen, rows[True]), seconds=run['seconds'], steps=4_000, data='emoji, people',
+               images=len(shown), seed=0)
+    run = train_picture_texts(train, 4_000, checkpoint=RUNS/'emoji-texts')
+    save_picture_texts(run['ema'], WEIGHTS/'emoji-texts', seconds=run['seconds'], steps=4_000, data=train.name, images=len(train), seed=0)
+
+
+def words():
+    "The model that is asked in words; in bfloat16."
+    os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
+    train, unseen = seen_emoji()
+    recipe = Recipe(f=4, latent_channels=8, ae_width=96, kl_weight=1e-3, ae_batch=16, ae_lr=2e-3, ae_share=.22,
+                    widths=(64, 128), batch=64, lr=2e-3, ema_decay=.999, dropout=.1, sample_steps=10)
     folder = RUNS/'emoji'
     ldm, _ = train_latent_diffusion(train, folder, WORD_MINUTES, recipe=recipe, held_out=unseen, resume=folder.exists())
+    ldm, _ = rounded(ldm, train.levels)
+    ldm.guide = None
+    ldm.sampling = dict(steps=10, guidance=2.)
     ldm.save_pretrained(WEIGHTS/'emoji', overwrite=True, ema_only=True, half=True)
 
 
+ONLY = dict(fast=fast, judge=judge, faces=draw_faces, words=words, emoji_judges=emoji_judges)
+
+
 def main():
-    if '--only' in sys.argv: return dict(fast=fast, judge=judge, faces=draw_faces, words=words)[sys.argv[sys.argv.index('--only') + 1]]()
+    if '--only' in sys.argv: return ONLY[sys.argv[sys.argv.index('--only') + 1]]()
     if not (RUNS/'classifier'/'card.json').exists(): train_classifier(fashion_mnist('train', full=True), 3000, RUNS/'classifier')
     shutil.copytree(RUNS/'classifier', WEIGHTS/'classifier', dirs_exist_ok=True)
     ldm_train('fashion-full', str(RUNS/'fashion'), steps=12_000, size='lesson', resume=(RUNS/'fashion').exists())
@@ -110,6 +132,8 @@ def main():
     fast()
     judge()
     draw_faces()
+    words()
+    emoji_judges()
 
 
 if __name__ == '__main__': main()
