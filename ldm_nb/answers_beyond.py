@@ -9,7 +9,7 @@ __all__ = ['grade_half_width', 'grade_straight_middle', 'grade_standardise', 'gr
            'grade_epsilon_loss_at', 'grade_two_stage_loss', 'grade_rank_of', 'grade_no_collapse', 'grade_conv_gflop',
            'grade_half_penalty', 'grade_game_value', 'grade_tamed', 'grade_tall_latent', 'grade_row_mesh',
            'grade_box_of', 'grade_own_folder', 'grade_row_width', 'grade_composed', 'grade_many_moods',
-           'grade_blind_contrast', 'grade_soft_lookup']
+           'grade_blind_contrast', 'grade_soft_lookup', 'grade_crowd']
 
 # %% ../nbs/a_answers_beyond.ipynb #77c45dd7
 import math
@@ -629,19 +629,40 @@ def grade_soft_lookup(answer):
     "Against torch's attention, with one key that is masked."
     rng = generator('soft lookup')
     q, k, v = (torch.randn(size, 8, generator=rng) for size in (5, 7, 7))
-    seen = torch.tensor([True]*6 + [False])
+    there = torch.tensor([True]*6 + [False])
     scores, root = q @ k.T, 8**.5
-    def mixed(scores, seen=seen):
-        return scores.masked_fill(~seen, -math.inf).softmax(1) @ v
-    compare(answer(q, k, v, seen), mixed(scores/root),
+    def mixed(scores, there=there):
+        return scores.masked_fill(~there, -math.inf).softmax(1) @ v
+    compare(answer(q, k, v, there), mixed(scores/root),
             {'divide the products by the root of the width': mixed(scores),
              'divide by the root of the width, not by the width': mixed(scores/8),
-             'what is not seen must get no weight': (scores/root).softmax(1) @ v,
+             'a key that is not there must get no weight': (scores/root).softmax(1) @ v,
              'mask before the softmax: the other weights must sum to 1':
-                 ((scores/root).softmax(1)*seen) @ v,
+                 ((scores/root).softmax(1)*there) @ v,
              'a product of zero still gets weight: the masked score is minus infinity':
-                 ((scores/root)*seen).softmax(1) @ v,
+                 ((scores/root)*there).softmax(1) @ v,
              'the softmax runs over the keys':
-                 (scores/root).masked_fill(~seen, -math.inf).softmax(0) @ v},
+                 (scores/root).masked_fill(~there, -math.inf).softmax(0) @ v},
             'products of queries and keys, over the root of the width; a softmax over '
-            'the keys that are seen; the mean of the values by it')
+            'the keys that are there; the mean of the values by it')
+
+def grade_crowd(answer):
+    "What the shipped judge reads in sixty pictures, none of them a real one."
+    from ldm_nb.data import emoji
+    from ldm_nb.faces import load_judge
+    from ldm_nb.features import nearest
+    if not isinstance(answer, Tensor) or answer.shape != (3, 20, 3, 32, 32):
+        raise Wrong('the answer is a tensor (3, 20, 3, 32, 32) of pictures in [-1, 1]')
+    pictures = answer.flatten(0, 1).cpu()
+    real = as_floats(emoji('all').levels).flatten(1)
+    if nearest(pictures.flatten(1), real)[0].min() < 1e-3*real.shape[1]**.5:
+        raise Wrong('a picture is one of the data set: draw it')
+    judge = load_judge(PACKAGE/'weights'/'emoji-judge')
+    skins, genders, trades = judge.read(pictures).cpu().unflatten(0, (3, 20)).unbind(2)
+    for name, right in (('trade', trades == torch.arange(20)),
+                        ('gender', genders == torch.arange(3)[:, None]),
+                        ('skin', skins == skins.mode().values.mode().values)):
+        if not right.all():
+            raise Wrong(f'the {name} is as asked in {int(right.sum())} of 60: draw '
+                        'those again that are not')
+

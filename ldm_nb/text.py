@@ -6,13 +6,15 @@
 __all__ = ['TRADES', 'PEOPLE', 'INVENTED', 'HARD', 'CrossAttention', 'WordEmbedding', 'Told', 'WordBlock', 'WordUNet',
            'with_words', 'WordDiT', 'people_values', 'combination_held_out', 'emoji_combinations', 'words_of',
            'TextEncoder', 'PictureTexts', 'info_nce', 'retrieval', 'shifted', 'train_picture_texts',
-           'save_picture_texts', 'load_picture_texts', 'attention_maps', 'composed_denoiser']
+           'save_picture_texts', 'load_picture_texts', 'attention_maps', 'composed_denoiser', 'show_named']
 
 # %% ../nbs/13_text.ipynb #91f05e62
 import hashlib, math, re
 from functools import partial
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -354,7 +356,7 @@ def attention_maps(net:WordUNet,
 def composed_denoiser(ldm:LatentDiffusion,
                       texts:dict # {text: strength}; a negative one goes away from it
                      )->object:  # a function (x_t, t) -> (x0, eps)
-    """The denoiser led by several sentences, each on its own (Liu et al. 2022):
+    """The denoiser led by several sentences, each on its own (Du et al. 2023):
     p + the sum of strength (p said - p), with p the prediction for nothing said."""
     rows = sentences([*texts]).to(ldm.device)
     def denoise(x, t):
@@ -367,7 +369,7 @@ def composed_denoiser(ldm:LatentDiffusion,
         return to_x0_eps(ldm.prediction_type, prediction, x, α, σ)
     return denoise
 
-# %% ../nbs/13_text.ipynb #4033e887
+# %% ../nbs/13_text.ipynb #51e4243e
 INVENTED = ('a purple eagle', 'a green cat', 'a blue tomato', 'a red elephant',
             'a golden rocket', 'a dragon with glasses', 'a sad robot',
             'a happy pumpkin', 'an angry snowman', 'a sleepy owl',
@@ -382,3 +384,16 @@ INVENTED = ('a purple eagle', 'a green cat', 'a blue tomato', 'a red elephant',
 HARD = ('a xylophone', 'a stapler', 'democracy', 'a cat and a dog',
         'a red apple beside a blue car', 'three apples', 'five stars', 'two cats',
         'the word yes', 'a sign that says stop')
+
+# %% ../nbs/13_text.ipynb #3fe3cf7f
+def show_named(pictures:Tensor, # (n, c, h, w) in [-1, 1]
+               names,           # n of them
+               title='', cols=6):
+    "Pictures in a grid, each with its words below."
+    axes = np.atleast_1d(panels(len(pictures), width=1.1, height=1.45, cols=cols))
+    for ax, picture, name in zip(axes, to_uint8(pictures), names):
+        ax.imshow(picture.squeeze(), cmap='gray', vmin=0, vmax=255)
+        ax.set_xlabel(fill(name, 15), fontsize=7)
+        ax.set_xticks([])
+        ax.set_yticks([])
+    axes[0].figure.suptitle(title, fontsize=9)

@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-BASE = ['core', 'schematics', 'folder', 'hub', 'attributes', 'data', 'world', 'loop'] # the workshop below the course
-COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines', 'own_images', 'faces']
+BASE = ['core', 'schematics', 'folder', 'hub', 'attributes', 'words', 'data', 'world', 'loop'] # the workshop below the course
+COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines', 'own_images', 'faces', 'text']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
              runs=[*BASE, *COURSE[:5]],
              commands=[*BASE, *COURSE[:7], 'runs', 'features', 'own_images'],
@@ -18,7 +18,7 @@ ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
              answers_beyond=[*BASE, 'exercises', *COURSE, 'features']) # grader to its chapter
 
 # `sample` finds its sampler by name, a run that is not finished its checkpoints, a model its pretrained autoencoder: read later
-WHEN_CALLED = dict(training={'samplers', 'runs', 'own_images'}, data={'world'})
+WHEN_CALLED = dict(training={'samplers', 'runs', 'own_images', 'text'}, data={'world'})
 
 
 def cells(path, kind):
