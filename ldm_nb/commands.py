@@ -198,7 +198,7 @@ def _asked_for(ldm, label, guidance, negative, attributes)->dict: # what sample 
 
 # %% ../nbs/a_commands.ipynb #4778c11a
 @command
-def ldm_sample(# a folder, a shipped name (fashion, fashion-fast, faces) or a Hub id
+def ldm_sample(# a folder, a shipped name (fashion, fashion-fast, faces, emoji) or a Hub id
                model:str,
                n:int=None, # images to draw (default: 16, or one for each prompt)
                # class, by name or number; by default as often as in the training data
@@ -229,8 +229,9 @@ def ldm_sample(# a folder, a shipped name (fashion, fashion-fast, faces) or a Hu
         _check_file(npy, '.npy')
     ldm = LatentDiffusion.from_pretrained(model, unfinished=unfinished)
     asked = _asked_for(ldm, label, guidance, negative, attributes)
-    images = ldm.sample(n, prompts=_prompts(prompt), steps=steps, seed=seed, progress=True, sampler=sampler,
-                        autoguidance=autoguidance, spacing=spacing, **asked)
+    images = ldm.sample(n, prompts=_prompts(prompt), steps=steps, seed=seed,
+                        progress=True, sampler=sampler, autoguidance=autoguidance,
+                        spacing=spacing, **asked)
     if _is_folder(out):
         _save_folder(out, images)
     else:
@@ -679,7 +680,7 @@ def _check_export(to, given):
 
 # %% ../nbs/a_commands.ipynb #586ddea4
 @command
-def ldm_export(# a folder, a shipped name (fashion, fashion-fast, faces) or a Hub id
+def ldm_export(# a folder, a shipped name (fashion, fashion-fast, faces, emoji) or a Hub id
                model:str,
                to:str='onnx', # onnx, card or hub
                # onnx: a new folder; card: a folder (default: that of the model)

@@ -50,7 +50,7 @@ class CrossAttention(nn.Module):
         return v.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
     def queries(self, x):
-        "(b, width, h, w) features -> (b, heads, h*w, width/heads)"
+        "(b, width, h, w) features -> (b, heads, places, width/heads)"
         return self.by_head(self.query(self.norm(x)).flatten(2).transpose(1, 2))
 
     def forward(self, x, words, there):
@@ -61,7 +61,7 @@ class CrossAttention(nn.Module):
         return x + self.out(found.transpose(-1, -2).reshape(x.shape))
 
     def weights(self, x, words, there):
-        "How much each position looks at each word: (b, heads, h*w, n), sums of 1"
+        "How much each place looks at each word: (b, heads, places, n), sums of 1"
         k = self.by_head(self.key(words))
         scores = self.queries(x) @ k.transpose(-1, -2)/math.sqrt(k.shape[-1])
         return scores.masked_fill(~there[:, None, None], -math.inf).softmax(-1)
@@ -369,7 +369,7 @@ def composed_denoiser(ldm:LatentDiffusion,
         return to_x0_eps(ldm.prediction_type, prediction, x, α, σ)
     return denoise
 
-# %% ../nbs/13_text.ipynb #51e4243e
+# %% ../nbs/13_text.ipynb #1bf9cb59
 INVENTED = ('a purple eagle', 'a green cat', 'a blue tomato', 'a red elephant',
             'a golden rocket', 'a dragon with glasses', 'a sad robot',
             'a happy pumpkin', 'an angry snowman', 'a sleepy owl',
@@ -385,7 +385,7 @@ HARD = ('a xylophone', 'a stapler', 'democracy', 'a cat and a dog',
         'a red apple beside a blue car', 'three apples', 'five stars', 'two cats',
         'the word yes', 'a sign that says stop')
 
-# %% ../nbs/13_text.ipynb #3fe3cf7f
+# %% ../nbs/13_text.ipynb #9e3b3890
 def show_named(pictures:Tensor, # (n, c, h, w) in [-1, 1]
                names,           # n of them
                title='', cols=6):
