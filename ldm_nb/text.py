@@ -369,7 +369,7 @@ def composed_denoiser(ldm:LatentDiffusion,
         return to_x0_eps(ldm.prediction_type, prediction, x, α, σ)
     return denoise
 
-# %% ../nbs/13_text.ipynb #1bf9cb59
+# %% ../nbs/13_text.ipynb #f1d33627
 INVENTED = ('a purple eagle', 'a green cat', 'a blue tomato', 'a red elephant',
             'a golden rocket', 'a dragon with glasses', 'a sad robot',
             'a happy pumpkin', 'an angry snowman', 'a sleepy owl',
@@ -385,7 +385,7 @@ HARD = ('a xylophone', 'a stapler', 'democracy', 'a cat and a dog',
         'a red apple beside a blue car', 'three apples', 'five stars', 'two cats',
         'the word yes', 'a sign that says stop')
 
-# %% ../nbs/13_text.ipynb #9e3b3890
+# %% ../nbs/13_text.ipynb #4d3a9afd
 def show_named(pictures:Tensor, # (n, c, h, w) in [-1, 1]
                names,           # n of them
                title='', cols=6):

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ldm_nb import words
 from ldm_nb.core import InputError, as_floats
 from ldm_nb.data import emoji, emoji_table
-from ldm_nb.denoiser import guided
+from ldm_nb.denoiser import UNet, guided
 from ldm_nb.forward import Schedule
-from ldm_nb.text import (PEOPLE, TRADES, PictureTexts, TextEncoder, WordUNet, attention_maps, combination_held_out, composed_denoiser, emoji_combinations,
-                         info_nce, load_picture_texts, people_values, retrieval, save_picture_texts, shifted, train_picture_texts, words_of)
+from ldm_nb.text import (HARD, INVENTED, PEOPLE, TRADES, CrossAttention, PictureTexts, TextEncoder, WordUNet, attention_maps, combination_held_out, composed_denoiser, emoji_combinations,
+                         info_nce, load_picture_texts, people_values, retrieval, save_picture_texts, shifted, train_picture_texts, with_words, words_of)
 from ldm_nb.words import sentences
 
 WORDS = 'a', 'cat', 'dog', 'red'
@@ -135,3 +136,47 @@ def test_what_is_held_out():
     train, unseen = emoji_combinations()
     assert len(train) + len(unseen) == len(rows) and not torch.isin(unseen.hashes(), train.hashes()).any()
     assert Counter(row['role'] for row in rows if row['role'] in TRADES) == {trade: 18 for trade in TRADES}
+
+
+def test_a_trained_denoiser_is_taken_on():
+    "With its new parts for words, a U-Net predicts what it did, whatever is said, until it is trained; classes become nothing said."
+    torch.manual_seed(0)
+    for net in UNet(4, (16, 32)), UNet(4, (16, 32), num_classes=3, augment=2):
+        for p in net.requires_grad_(False).parameters():
+            p.normal_(std=.2)
+        new, x, t = with_words(net, word_width=16).requires_grad_(False), torch.randn(2, 4, 8, 8), torch.rand(2)
+        asked = sentences(['eagle', 'woman student, dark skin'])
+        assert torch.equal(new(x, t, asked), net(x, t)) and torch.equal(new(x, t), net(x, t))
+        new.down[0].look.out.weight.normal_()
+        assert (new(x, t, asked) - net(x, t)).abs().max() > .01
+    with pytest.raises(InputError, match='has attributes'):
+        with_words(UNet(4, (16, 32), attributes=(3,)))
+
+
+def test_attention_is_that_of_torch():
+    "Our layer with one head against torch's MultiheadAttention with the same weights, padding masked in both."
+    torch.manual_seed(0)
+    look, x, words = CrossAttention(32, 16), torch.randn(2, 32, 3, 3), torch.randn(2, 5, 16)
+    there = torch.arange(5) < torch.tensor([[5], [2]])
+    theirs = torch.nn.MultiheadAttention(32, look.heads, kdim=16, vdim=16, bias=True, batch_first=True)
+    with torch.no_grad():
+        look.out.weight.normal_()
+        theirs.q_proj_weight.copy_(look.query.weight[..., 0, 0])
+        theirs.k_proj_weight.copy_(look.key.weight)
+        theirs.v_proj_weight.copy_(look.value.weight)
+        theirs.in_proj_bias.copy_(torch.cat([look.query.bias, look.key.bias, look.value.bias]))
+        theirs.out_proj.weight.copy_(look.out.weight[..., 0, 0])
+        theirs.out_proj.bias.copy_(look.out.bias)
+        found, weights = theirs(look.norm(x).flatten(2).transpose(1, 2), words, words, ~there, average_attn_weights=False)
+        assert torch.allclose(look(x, words, there), x + found.transpose(1, 2).reshape(x.shape), atol=1e-4)
+        assert torch.allclose(look.weights(x, words, there), weights, atol=1e-5)
+    with pytest.raises(InputError, match='multiple of 3'):
+        CrossAttention(100, 16)
+
+
+def test_invented_prompts_are_no_captions_and_need_no_extra(monkeypatch):
+    monkeypatch.setattr(words, 'find_spec', lambda name: None)
+    words.language_model.cache_clear()
+    captions = {text for row in emoji_table('all') for text in words.emoji_captions(row)}
+    assert len(set(INVENTED)) == 30 and not captions & {*INVENTED}
+    assert sentences([*INVENTED, *HARD]).shape[0] == 40
