@@ -1,9 +1,10 @@
-"""Train what the package ships again: python tools/make_weights.py   (three hours on 2 CPU cores)
+"""Train what the package ships again: python tools/make_weights.py   (four hours on 2 CPU cores)
 
 1. the classifier that evaluation uses; 2. `ldm_train --data fashion-full --steps 12000 --size lesson`, of which
 the averaged denoiser and its early copy, the autoencoder and the card go to ldm_nb/weights/fashion; 3. its student, by `distil`, goes to
 ldm_nb/weights/fashion-fast (eight minutes; alone: --only fast); 4. the judge of drawn faces (--only judge, eight minutes);
-5. the model of drawn faces (--only faces, an hour and three quarters, in bfloat16). All stop and go on: the runs are resumed.
+5. the model of drawn faces (--only faces, an hour and three quarters, in bfloat16); 6. the model of emoji
+that is asked in words (--only words, 45 minutes, in bfloat16) and its judges (--only emoji_judges, six minutes). All stop and go on: the runs are resumed.
 """
 import os
 import shutil
