@@ -1,7 +1,7 @@
 """Does it draw what the words say? python bench/words.py [MODEL]   (three quarters of an hour on 2 CPU cores, most of it in the part `ways`)
 
 The shipped model of emoji, read by the shipped judges: of skin, gender and trade, and of pictures and texts. `ways` trains denoisers on latents of
-the shipped autoencoder, three minutes each and three seeds: told the mean of the tokens alone, the tokens by cross-attention, tokens of our own
+the shipped autoencoder, two and a half minutes each and three seeds: told the mean of the tokens alone, the tokens by cross-attention, tokens of our own
 encoder, or captions that do not name the skin. Each part is a key of ldm_nb/results/words.json, and is kept once it is there.
 """
 import os
@@ -27,7 +27,7 @@ from ldm_nb.vae import encode_all
 from ldm_nb.words import CaptionTable, emoji_captions, sentences
 
 OUT = PACKAGE/'results'/'words.json'
-MINUTES, SEEDS = 3, (0, 1, 2)
+MINUTES, SEEDS = 2.5, (0, 1, 2)
 NEAR = .2 # of a range of 2: nearer is a copy to the eye
 ROWS, DATA = emoji_table('all'), emoji('all')
 VALUES = people_values(ROWS)

@@ -53,18 +53,16 @@ class CrossAttention(nn.Module):
         "(b, width, h, w) features -> (b, heads, places, width/heads)"
         return self.by_head(self.query(self.norm(x)).flatten(2).transpose(1, 2))
 
-    def forward(self, x, words, there):
-        "(b, width, h, w), words (b, n, word_width), which there are (b, n) -> like x"
-        k, v = self.by_head(self.key(words)), self.by_head(self.value(words))
-        mask = there[:, None, None]
-        found = F.scaled_dot_product_attention(self.queries(x), k, v, mask)
-        return x + self.out(found.transpose(-1, -2).reshape(x.shape))
-
     def weights(self, x, words, there):
         "How much each place looks at each word: (b, heads, places, n), sums of 1"
         k = self.by_head(self.key(words))
         scores = self.queries(x) @ k.transpose(-1, -2)/math.sqrt(k.shape[-1])
         return scores.masked_fill(~there[:, None, None], -math.inf).softmax(-1)
+
+    def forward(self, x, words, there):
+        "(b, width, h, w), words (b, n, word_width), which there are (b, n) -> like x"
+        found = self.weights(x, words, there) @ self.by_head(self.value(words))
+        return x + self.out(found.transpose(-1, -2).reshape(x.shape))
 
 # %% ../nbs/13_text.ipynb #80102be5
 class WordEmbedding(nn.Module):
@@ -243,7 +241,7 @@ class TextEncoder(nn.Module):
 class PictureTexts(nn.Module):
     """Pictures and texts as vectors of length 1, near each other where they belong
     together (Radford et al. 2021)."""
-    def __init__(self, vocabulary, size=32, widths=(32, 64, 128, 192), width=128):
+    def __init__(self, vocabulary, size=32, widths=(32, 64, 96, 128), width=64):
         super().__init__()
         self.config = dict(vocabulary=list(vocabulary), size=size,
                            widths=list(widths), width=width)
@@ -369,7 +367,7 @@ def composed_denoiser(ldm:LatentDiffusion,
         return to_x0_eps(ldm.prediction_type, prediction, x, α, σ)
     return denoise
 
-# %% ../nbs/13_text.ipynb #f1d33627
+# %% ../nbs/13_text.ipynb #1ac635fe
 INVENTED = ('a purple eagle', 'a green cat', 'a blue tomato', 'a red elephant',
             'a golden rocket', 'a dragon with glasses', 'a sad robot',
             'a happy pumpkin', 'an angry snowman', 'a sleepy owl',
@@ -385,7 +383,7 @@ HARD = ('a xylophone', 'a stapler', 'democracy', 'a cat and a dog',
         'a red apple beside a blue car', 'three apples', 'five stars', 'two cats',
         'the word yes', 'a sign that says stop')
 
-# %% ../nbs/13_text.ipynb #4d3a9afd
+# %% ../nbs/13_text.ipynb #88dc2320
 def show_named(pictures:Tensor, # (n, c, h, w) in [-1, 1]
                names,           # n of them
                title='', cols=6):

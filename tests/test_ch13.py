@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 
 from ldm_nb import words
-from ldm_nb.core import InputError, as_floats
+from ldm_nb.core import PACKAGE, InputError, as_floats, read_json
 from ldm_nb.data import emoji, emoji_table
 from ldm_nb.denoiser import UNet, guided
+from ldm_nb.faces import agreement, load_judge
 from ldm_nb.forward import Schedule
 from ldm_nb.text import (HARD, INVENTED, PEOPLE, TRADES, CrossAttention, PictureTexts, TextEncoder, WordUNet, attention_maps, combination_held_out, composed_denoiser, emoji_combinations,
                          info_nce, load_picture_texts, people_values, retrieval, save_picture_texts, shifted, train_picture_texts, with_words, words_of)
+from ldm_nb.training import LatentDiffusion
 from ldm_nb.words import sentences
 
 WORDS = 'a', 'cat', 'dog', 'red'
@@ -56,7 +58,7 @@ def test_vectors_have_length_one_and_are_kept(tmp_path):
             p.copy_(p.half())
     x = torch.randn(2, 3, 32, 32)
     for v in net.of_pictures(x), net.of_texts(['a cat', '']):
-        assert v.shape == (2, 128) and torch.allclose(v.norm(dim=1), torch.ones(2))
+        assert v.shape == (2, 64) and torch.allclose(v.norm(dim=1), torch.ones(2))
     save_picture_texts(net, tmp_path/'net', steps=0)
     again = load_picture_texts(tmp_path/'net').cpu()
     assert torch.equal(again.of_pictures(x), net.of_pictures(x)) and not any(p.requires_grad for p in again.parameters())
@@ -180,3 +182,24 @@ def test_invented_prompts_are_no_captions_and_need_no_extra(monkeypatch):
     captions = {text for row in emoji_table('all') for text in words.emoji_captions(row)}
     assert len(set(INVENTED)) == 30 and not captions & {*INVENTED}
     assert sentences([*INVENTED, *HARD]).shape[0] == 40
+
+
+def test_results_reach_what_was_asked_for():
+    "What ldm_nb/results/words.json holds: the judges on real pictures, combinations trained on and not, retrieval."
+    found = read_json(PACKAGE/'results'/'words.json')
+    names = [a.name for a in PEOPLE]
+    assert all(found['judges']['real'][name] >= .95 for name in names)
+    for way in 'plain', 'phrase':
+        assert all(found['combinations'][f'trained, {way}'][name] >= .9 for name in names)
+        assert all(found['combinations'][f'unseen, {way}'][name] >= .75 for name in ('skin', 'gender'))
+    row = found['retrieved']['both, among 100']
+    assert row['samples'] >= .6*row['real']
+
+
+def test_the_shipped_model_understands_new_combinations():
+    "All 66, another seed than that of the results."
+    ldm, judge = LatentDiffusion.from_pretrained('emoji'), load_judge(PACKAGE/'weights'/'emoji-judge')
+    rows = [row for row in emoji_table('all') if combination_held_out(row)]
+    found = agreement(people_values(rows), judge.read(ldm.sample(prompts=[words.emoji_captions(row)[0] for row in rows], seed=11)), PEOPLE)
+    assert found['trade'] >= .9 and min(found['skin'], found['gender']) >= .75
+    assert not ldm.trained_on(emoji_combinations()[1]).any() and not ldm.trained_on(emoji('test')).any()
