@@ -155,23 +155,7 @@ def test_a_trained_denoiser_is_taken_on():
         with_words(UNet(4, (16, 32), attributes=(3,)))
 
 
-def test_attention_is_that_of_torch():
-    "Our layer with one head against torch's MultiheadAttention with the same weights, padding masked in both."
-    torch.manual_seed(0)
-    look, x, words = CrossAttention(32, 16), torch.randn(2, 32, 3, 3), torch.randn(2, 5, 16)
-    there = torch.arange(5) < torch.tensor([[5], [2]])
-    theirs = torch.nn.MultiheadAttention(32, look.heads, kdim=16, vdim=16, bias=True, batch_first=True)
-    with torch.no_grad():
-        look.out.weight.normal_()
-        theirs.q_proj_weight.copy_(look.query.weight[..., 0, 0])
-        theirs.k_proj_weight.copy_(look.key.weight)
-        theirs.v_proj_weight.copy_(look.value.weight)
-        theirs.in_proj_bias.copy_(torch.cat([look.query.bias, look.key.bias, look.value.bias]))
-        theirs.out_proj.weight.copy_(look.out.weight[..., 0, 0])
-        theirs.out_proj.bias.copy_(look.out.bias)
-        found, weights = theirs(look.norm(x).flatten(2).transpose(1, 2), words, words, ~there, average_attn_weights=False)
-        assert torch.allclose(look(x, words, there), x + found.transpose(1, 2).reshape(x.shape), atol=1e-4)
-        assert torch.allclose(look.weights(x, words, there), weights, atol=1e-5)
+def test_heads_must_divide_the_width():
     with pytest.raises(InputError, match='multiple of 3'):
         CrossAttention(100, 16)
 

@@ -16,7 +16,7 @@ import torch
 
 from ldm_nb.attributes import scale_values, sizes_of
 from ldm_nb.core import PACKAGE
-from ldm_nb.data import emoji, emoji_table, fashion_mnist
+from ldm_nb.data import emoji, emoji_table, fashion_mnist, pad_images
 from ldm_nb.faces import save_judge, train_judge
 from ldm_nb.features import train_classifier
 from ldm_nb.commands import ldm_eval, ldm_train
@@ -62,7 +62,7 @@ def rounded(ldm, images): # and the latents, standardised
 
 def halve():
     "Clothes in float16, if the samples cannot tell: how far they move is said on the card."
-    images = fashion_mnist('train', full=True).levels
+    images = pad_images(fashion_mnist('train', full=True).levels)
     for folder in WEIGHTS/'fashion', WEIGHTS/'fashion-fast':
         ldm = LatentDiffusion.from_pretrained(folder)
         before = ldm.sample(200, seed=1)
