@@ -6,8 +6,8 @@
 __all__ = ['SIZES', 'PACKAGE', 'default_size', 'InputError', 'shortened', 'listed', 'check_memory', 'whole', 'pick',
            'default_device', 'seed_for', 'generator', 'to_uint8', 'from_uint8', 'as_floats', 'as_levels', 'image_grid',
            'show_images', 'panels', 'label', 'animate', 'table', 'run_card', 'results', 'is_watched', 'progress_bar',
-           'atomic_path', 'write_json', 'read_json', 'save_tensors', 'load_tensors', 'fingerprint', 'locked',
-           'picture_format', 'save_picture', 'save_npy']
+           'atomic_path', 'write_json', 'read_json', 'save_tensors', 'load_tensors', 'to_int8', 'from_int8',
+           'fingerprint', 'locked', 'picture_format', 'save_picture', 'save_npy']
 
 # %% ../nbs/a_core.ipynb #1d179e8c
 import hashlib, json, numbers, os, re, struct, sys, time, warnings
@@ -469,6 +469,32 @@ def load_tensors(path)->tuple: # ({name: tensor}, metadata)
         raise InputError(f'{path} cannot be read as weights of ldm_nb '
                          f'({type(e).__name__}): it is truncated or was not written '
                          'by this package') from None
+
+# %% ../nbs/a_core.ipynb #7c0ffee2
+def to_int8(tensors:dict)->dict: # of more names
+    """Matrices as int8, with a float16 scale for each of their rows under `NAME.scale`.
+
+    Other floats become float16. A number is off by 1/254 of its row's largest at most."""
+    packed = {}
+    for name, v in tensors.items():
+        packed[name] = v.half() if v.is_floating_point() else v
+        if v.is_floating_point() and v.ndim > 1:
+            scale = (v.flatten(1).abs().amax(1)/127).clamp(min=1e-6).half()
+            rows = scale.float().view(-1, *[1]*(v.ndim - 1))
+            packed[name] = (v/rows).round().clamp(-127, 127).to(torch.int8)
+            packed[f'{name}.scale'] = scale
+    return packed
+
+def from_int8(tensors:dict)->dict:
+    "What `to_int8` has packed, as floats; anything else as it is."
+    scales = {name: tensors[f'{name}.scale'] for name, v in tensors.items()
+              if v.dtype == torch.int8 and f'{name}.scale' in tensors}
+    found = {name: v for name, v in tensors.items()
+             if name.removesuffix('.scale') not in scales or name in scales}
+    for name, scale in scales.items():
+        v = found[name].float()
+        found[name] = v*scale.float().view(-1, *[1]*(v.ndim - 1))
+    return found
 
 # %% ../nbs/a_core.ipynb #ebeba258
 if not getattr(ldm_nb, '__file__', None): # a folder that merely has our name

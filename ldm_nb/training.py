@@ -665,12 +665,14 @@ def _walk(self:LatentDiffusion, x, labels, negative, how, generator, callback):
 # %% ../nbs/05_training.ipynb #c1b7abf0
 FORMAT = 1 # of a saved model; raised when a change makes old files unreadable
 
-def _write_model(self, folder, nets, half):
+def _write_model(self, folder, nets, half, int8):
     "Networks, card and config of a model, into a folder that is there."
     for name, net in nets.items():
         made = dict(config=net.config, trained_on=getattr(net, 'trained_on', None))
         tensors = net.state_dict()
-        if half and (name != 'autoencoder' or _fit_in_half(tensors)):
+        if int8 and name != 'autoencoder':
+            tensors = to_int8(tensors)
+        elif (half or int8) and (name != 'autoencoder' or _fit_in_half(tensors)):
             tensors = {k: v.half() for k, v in tensors.items()}
         save_tensors(folder/f'{name}.safetensors', tensors, made)
     write_json(folder/'card.json', self.card)
@@ -719,7 +721,8 @@ def _config_checksum(config):
 @patch
 def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
                     ema_only=False, # leave out the last weights, keep their averages
-                    half=False):    # as float16: denoisers, and what fits in it exactly
+                    half=False,     # as float16: denoisers, and what fits in it exactly
+                    int8=False):    # denoisers in a byte a number
     "Write the model to a new folder. `InputError` if it exists, unless `overwrite`."
     folder = Path(folder)
     if folder.exists() and not overwrite:
@@ -737,7 +740,7 @@ def save_pretrained(self:LatentDiffusion, folder, overwrite=False,
     others = dict(guide=self.guide, late=self.late)
     nets |= {name: net for name, net in others.items() if net}
     try:
-        _write_model(self, part, nets, half)
+        _write_model(self, part, nets, half, int8)
         if folder.exists():
             folder.rename(old)
         part.rename(folder)
@@ -799,7 +802,7 @@ def _load_net(folder, part, kind):
     "One network of a saved model, frozen."
     tensors, metadata = load_tensors(folder/f'{part}.safetensors')
     net = _kind_of(metadata['config'], kind)(**metadata['config'])
-    net.load_state_dict(tensors)
+    net.load_state_dict(from_int8(tensors))
     net.trained_on = metadata['trained_on']
     return net.requires_grad_(False)
 

@@ -275,3 +275,14 @@ def test_a_model_of_classes_learns_words(run, tmp_path):
     assert second.words == 64
     third, _ = train_latent_diffusion(train, tmp_path/'more', steps=1, recipe=TINY, size='smoke', init=second)
     assert third.words == 64
+
+
+def test_a_model_in_bytes_draws_the_same(tmp_path):
+    "Its denoisers take a quarter of the room; samples stay near those of the float32 model."
+    ldm = LatentDiffusion.from_pretrained('fashion')
+    for name, how in dict(full={}, bytes=dict(int8=True)).items():
+        ldm.save_pretrained(tmp_path/name, ema_only=True, **how)
+    sizes = [(tmp_path/name/'ema.safetensors').stat().st_size for name in ('full', 'bytes')]
+    assert sizes[1] < .27*sizes[0]
+    a, b = (LatentDiffusion.from_pretrained(tmp_path/name).sample(20, seed=0) for name in ('full', 'bytes'))
+    assert 0 < (a - b).abs().mean() < .02

@@ -133,7 +133,7 @@ def words():
     ldm, _ = rounded(ldm, train.levels)
     ldm.guide = None
     ldm.sampling = dict(steps=10, guidance=2.)
-    ldm.save_pretrained(WEIGHTS/'emoji', overwrite=True, ema_only=True, half=True)
+    ldm.save_pretrained(WEIGHTS/'emoji', overwrite=True, ema_only=True, int8=True)
 
 
 ONLY = dict(fast=fast, judge=judge, faces=draw_faces, words=words, emoji_judges=emoji_judges, halve=halve)
