@@ -269,7 +269,7 @@ def info_nce(pictures:Tensor, # (b, d), of length 1; row i belongs to
              texts:Tensor,    # (b, d), row i
              scale            # of the products, a number
             )->Tensor:        # a scalar
-    "Cross-entropy of the own text among all, and of the own picture (Oord et al. 2018)."
+    "Mean cross-entropy of the own text and of the own picture (Radford et al. 2021)."
     scores = scale*pictures @ texts.T                     # (b, b)
     own = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own))/2
@@ -367,7 +367,7 @@ def composed_denoiser(ldm:LatentDiffusion,
         return to_x0_eps(ldm.prediction_type, prediction, x, α, σ)
     return denoise
 
-# %% ../nbs/13_text.ipynb #1ac635fe
+# %% ../nbs/13_text.ipynb #9a144043
 INVENTED = ('a purple eagle', 'a green cat', 'a blue tomato', 'a red elephant',
             'a golden rocket', 'a dragon with glasses', 'a sad robot',
             'a happy pumpkin', 'an angry snowman', 'a sleepy owl',
@@ -383,7 +383,7 @@ HARD = ('a xylophone', 'a stapler', 'democracy', 'a cat and a dog',
         'a red apple beside a blue car', 'three apples', 'five stars', 'two cats',
         'the word yes', 'a sign that says stop')
 
-# %% ../nbs/13_text.ipynb #88dc2320
+# %% ../nbs/13_text.ipynb #b780f062
 def show_named(pictures:Tensor, # (n, c, h, w) in [-1, 1]
                names,           # n of them
                title='', cols=6):
