@@ -284,7 +284,7 @@ def retrieval(pictures:Tensor, # (n, d), of length 1; row i belongs to
     for k in range(rounds):
         g = generator(seed, 'retrieval', k)
         some = torch.randperm(len(pictures), generator=g)[:among]
-        nearest = (pictures[some] @ texts[some].T).argmax(1)
+        nearest = (pictures[some] @ texts[some].T).argmax(1).cpu()
         right.append(nearest == torch.arange(len(some)))
     return torch.cat(right).double().mean().item()
 
@@ -367,7 +367,7 @@ def composed_denoiser(ldm:LatentDiffusion,
         return to_x0_eps(ldm.prediction_type, prediction, x, α, σ)
     return denoise
 
-# %% ../nbs/13_text.ipynb #9a144043
+# %% ../nbs/13_text.ipynb #4fa0ac3c
 INVENTED = ('a purple eagle', 'a green cat', 'a blue tomato', 'a red elephant',
             'a golden rocket', 'a dragon with glasses', 'a sad robot',
             'a happy pumpkin', 'an angry snowman', 'a sleepy owl',
@@ -383,7 +383,7 @@ HARD = ('a xylophone', 'a stapler', 'democracy', 'a cat and a dog',
         'a red apple beside a blue car', 'three apples', 'five stars', 'two cats',
         'the word yes', 'a sign that says stop')
 
-# %% ../nbs/13_text.ipynb #b780f062
+# %% ../nbs/13_text.ipynb #8d296e94
 def show_named(pictures:Tensor, # (n, c, h, w) in [-1, 1]
                names,           # n of them
                title='', cols=6):
