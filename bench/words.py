@@ -11,6 +11,7 @@ import time
 os.environ.setdefault('TQDM_DISABLE', '1')
 os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
 import torch
+import torch.nn.functional as F
 
 from ldm_nb.attributes import drop_conditions
 from ldm_nb.core import PACKAGE, as_floats, default_device, generator, read_json, seed_for, write_json
@@ -56,13 +57,28 @@ def judges(ldm, judge, texts):
                 retrieval={k: retrieval(pictures, words, k) for k in (10, 100)}, retrieval_n=int(new.sum()))
 
 
+def paraphrased(mask): # as no caption says it; needs the extra [text]
+    who = dict(woman='a woman', man='a man', person='somebody')
+    rows = [ROWS[i] for i in mask.nonzero()[:, 0].tolist()]
+    return [f'{who[row["gender"]]} whose skin is {row["skin"]} and who works as {row["role"]}' for row in rows]
+
+
+def copyist():
+    "What one would get right who draws the training picture whose caption is nearest (cosine of the mean features)."
+    known = ~UNSEEN & ~DESIGNS
+    mean = {name: F.normalize(sentences(captions(mask)).nanmean(1), dim=1) for name, mask in dict(unseen=UNSEEN, known=known).items()}
+    taken = VALUES[known][(mean['unseen'] @ mean['known'].T).argmax(1)]
+    same = taken == VALUES[UNSEEN]
+    return {a.name: share for a, share in zip(PEOPLE, same.double().mean(0).tolist())} | dict(all=same.all(1).double().mean().item(), n=len(same))
+
+
 def combinations(ldm, judge, texts):
-    "Samples of every combination, trained on and not, asked in two ways."
-    out = {}
+    "Samples of every combination, trained on and not, asked in two ways of the captions and in one of our own."
+    out = {'unseen, nearest caption': copyist()}
     for name, mask in dict(trained=TRAINED, unseen=UNSEEN).items():
-        for way, which in dict(plain=0, phrase=1).items():
+        for way, which in dict(plain=0, phrase=1, paraphrase=2).items():
             repeat = 1 if name == 'trained' else 4
-            said = captions(mask, which)*repeat
+            said = (paraphrased(mask) if way == 'paraphrase' else captions(mask, which))*repeat
             x = ldm.sample(prompts=said, seed=which)
             shares = [read(judge, part, mask) for part in x.chunk(repeat)]
             out[f'{name}, {way}'] = {k: sum(s[k] for s in shares)/repeat for k in shares[0]} | dict(n=len(said))
