@@ -341,9 +341,16 @@ def _recipe(run, before=None, init=None):
     recipe = replace(before or RECIPES[size], **changes)
     return recipe_like(init, recipe, run['keep'] or 'both') if init else recipe
 
+_FOR_WORDS = dict(latent_channels=8, widths=(64, 128), emb_dim=384, batch=128, lr=3e-3,
+                  ema_decay=.999, caption_noise=1.2, dropout=0., flip=False)
+
 def _suited(run, train)->Recipe: # and says why
     recipe, reasons = Recipe.for_data(train.levels.shape[1:], len(train),
                                       run['minutes'], run['steps'], reasons=True)
+    if train.captions is not None:
+        recipe = replace(recipe, **_FOR_WORDS)
+        reasons.append('captions: a wide embedding and batches of 128, as the model of '
+                       'chapter 13 has')
     for reason in reasons:
         print(f'recipe: {reason}')
     return recipe

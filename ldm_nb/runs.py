@@ -596,8 +596,8 @@ class _Images: # of a run, as both stages need them
     captions: tuple|None       # of texts
     content: Tensor|None       # (n, 4), in the padded images
 
-def _padded(data, multiple, most=None):
-    "Padded images; at most so many of them, always the same."
+def _padded(data, multiple, most=None, noise=0.):
+    "Padded images; at most so many of them, always the same. `noise`: of captions."
     if most and len(data) > most:
         rows = torch.randperm(len(data), generator=generator('held out'))[:most]
         data = data[rows.sort().values]
@@ -608,7 +608,7 @@ def _padded(data, multiple, most=None):
     if data.attributes:
         labels = scale_values(values, data.attributes)
     if data.captions:
-        labels = CaptionTable(data.captions)
+        labels = CaptionTable(data.captions, noise=noise)
     return _Images(levels, labels, values, data.captions, content)
 
 # %% ../nbs/a_runs.ipynb #65d7a567
@@ -772,7 +772,8 @@ def _mark(start): # the weights that a run starts from, in a word
 
 def _two_stages(data, held_out, out, plan, recipe, resume, alone, start, watch, how):
     multiple = recipe.f*2**(len(recipe.widths) - 1)
-    images, seen = _padded(data, multiple), data.hashes()
+    images = _padded(data, multiple, noise=recipe.caption_noise)
+    seen = data.hashes()
     others = held_out and _padded(held_out, multiple, 256)
     side, classes, here = data.levels.shape[-2:], plan['classes'], alone.is_main_process
     attributes = () if data.captions else data.attributes

@@ -269,7 +269,7 @@ def info_nce(pictures:Tensor, # (b, d), of length 1; row i belongs to
              texts:Tensor,    # (b, d), row i
              scale            # of the products, a number
             )->Tensor:        # a scalar
-    "Mean cross-entropy of the own text and of the own picture (Radford et al. 2021)."
+    "The loss of CLIP: InfoNCE in both directions, averaged (Radford et al. 2021)."
     scores = scale*pictures @ texts.T                     # (b, b)
     own = torch.arange(len(scores), device=scores.device)
     return (F.cross_entropy(scores, own) + F.cross_entropy(scores.T, own))/2
@@ -367,7 +367,7 @@ def composed_denoiser(ldm:LatentDiffusion,
         return to_x0_eps(ldm.prediction_type, prediction, x, α, σ)
     return denoise
 
-# %% ../nbs/13_text.ipynb #4fa0ac3c
+# %% ../nbs/13_text.ipynb #522388f7
 INVENTED = ('a purple eagle', 'a green cat', 'a blue tomato', 'a red elephant',
             'a golden rocket', 'a dragon with glasses', 'a sad robot',
             'a happy pumpkin', 'an angry snowman', 'a sleepy owl',
@@ -383,7 +383,6 @@ HARD = ('a xylophone', 'a stapler', 'democracy', 'a cat and a dog',
         'a red apple beside a blue car', 'three apples', 'five stars', 'two cats',
         'the word yes', 'a sign that says stop')
 
-# %% ../nbs/13_text.ipynb #8d296e94
 def show_named(pictures:Tensor, # (n, c, h, w) in [-1, 1]
                names,           # n of them
                title='', cols=6):

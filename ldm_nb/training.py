@@ -55,6 +55,7 @@ class Recipe:
     lr: float = 2e-3
     ema_decay: float = .99
     label_dropout: float = .1
+    caption_noise: float = 0.      # in the features of captions, at most (chapter 13)
     dropout: float = 0.            # inside the denoiser's blocks
     guide_at: float = .1           # of stage two's budget: when the guide is copied
     flip: bool = False             # both stages: half of the images left to right
@@ -333,7 +334,8 @@ _BY_STAGE = {
     'stage two: the denoiser': [
         ('schedule', 'prediction_type'),
         ('widths', 'blocks', 'emb_dim'),
-        ('batch', 'lr', 'ema_decay', 'label_dropout', 'dropout', 'guide_at')],
+        ('batch', 'lr', 'ema_decay', 'label_dropout', 'caption_noise', 'dropout',
+         'guide_at')],
     'both': [('flip', 'shift', 'accumulate')],
     'sampling': [('sample_steps', 'autoguidance')]}
 

@@ -205,9 +205,11 @@ def as_long(*sayings # (n, l, d) each
 class CaptionTable:
     """The features of all captions of n pictures.
 
-    Indexed by (b,) positions, it gives (b, l, d): one caption of each, at random."""
+    Indexed by (b,) positions, it gives (b, l, d): one caption of each, at random,
+    its tokens all moved by the same noise."""
     def __init__(self, captions, # a tuple of texts for each picture; (): nothing said
-                 features=word_features): # texts -> a list of (tokens, d)
+                 features=word_features,  # texts -> a list of (tokens, d)
+                 noise=0.):               # its largest standard deviation
         captions = [tuple(own) or ('',) for own in captions]
         texts = list(dict.fromkeys(text for own in captions for text in own))
         place = {text: i for i, text in enumerate(texts)}
@@ -216,6 +218,7 @@ class CaptionTable:
         self.begins = self.lengths.cumsum(0) - self.lengths
         self.tokens = torch.cat(rows)
         self.own = [torch.tensor([place[text] for text in texts]) for texts in captions]
+        self.noise = noise
 
     def __len__(self): return len(self.own)
 
@@ -226,7 +229,11 @@ class CaptionTable:
 
     def __getitem__(self, i):
         own = [self.own[k] for k in i.tolist()]
-        return self.rows(torch.stack([v[torch.randint(len(v), ())] for v in own]))
+        rows = self.rows(torch.stack([v[torch.randint(len(v), ())] for v in own]))
+        if not self.noise:
+            return rows
+        std = self.noise*torch.rand(len(rows), 1, 1)**2 # small ones are likelier
+        return rows + std*torch.randn(len(rows), 1, rows.shape[2])
 
     def first(self, i):
         "(b,) positions -> (b, l, d), the plainest caption of each"

@@ -4,7 +4,7 @@
 the averaged denoiser and its early copy, the autoencoder and the card go to ldm_nb/weights/fashion; 3. its student, by `distil`, goes to
 ldm_nb/weights/fashion-fast (eight minutes; alone: --only fast); 4. the judge of drawn faces (--only judge, eight minutes);
 5. the model of drawn faces (--only faces, an hour and three quarters, in bfloat16); 6. the model of emoji
-that is asked in words (--only words, 45 minutes, in bfloat16) and its judges (--only emoji_judges, six minutes). All stop and go on: the runs are resumed.
+that is asked in words (--only words, an hour and a half, in bfloat16) and its judges (--only emoji_judges, six minutes). All stop and go on: the runs are resumed.
 """
 import os
 import shutil
@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ldm_nb.attributes import scale_values, sizes_of
-from ldm_nb.core import PACKAGE
+from ldm_nb.core import PACKAGE, read_json
 from ldm_nb.data import emoji, emoji_table, fashion_mnist, pad_images
 from ldm_nb.faces import save_judge, train_judge
 from ldm_nb.features import train_classifier
@@ -27,7 +27,7 @@ from ldm_nb.training import LatentDiffusion, Recipe, train_denoiser
 from ldm_nb.vae import encode_all, latent_stats
 from ldm_nb.world import faces
 
-WEIGHTS, RUNS, MINUTES, WORD_MINUTES = PACKAGE/'weights', Path('runs'), 93, 60
+WEIGHTS, RUNS, MINUTES, WORD_MINUTES = PACKAGE/'weights', Path('runs'), 93, (60, 36)
 
 
 def fast():
@@ -121,15 +121,22 @@ def emoji_judges():
 
 
 def words():
-    "The model that is asked in words; in bfloat16."
+    """The model that is asked in words; in bfloat16. First each caption as it is, then a cloud of noise around it, so that words
+    between captions draw pictures too (chapter 13)."""
     os.environ.setdefault('ACCELERATE_MIXED_PRECISION', 'bf16')
     train, unseen = seen_emoji()
     things = torch.tensor([' skin' not in own[0] for own in train.captions]).nonzero()[:, 0] # one picture each, people have six
-    train = train[torch.cat([torch.arange(len(train)), things])]
+    twice = train[torch.cat([torch.arange(len(train)), things])]
     recipe = Recipe(f=4, latent_channels=8, ae_width=96, kl_weight=1e-3, ae_batch=16, ae_lr=2e-3, ae_share=1/6,
                     widths=(64, 128), emb_dim=384, batch=128, lr=3e-3, ema_decay=.999, sample_steps=10)
-    folder = RUNS/'emoji'
-    ldm, _ = train_latent_diffusion(train, folder, WORD_MINUTES, recipe=recipe, held_out=unseen, resume=folder.exists())
+    first, then = RUNS/'emoji', RUNS/'emoji-noise'
+    if not (first/'model').exists():
+        train_latent_diffusion(twice, first, WORD_MINUTES[0], recipe=recipe, held_out=unseen, resume=first.exists())
+    ldm, _ = train_latent_diffusion(twice, then, WORD_MINUTES[1], recipe=replace(recipe, caption_noise=1.2, lr=2e-3), held_out=unseen,
+                                    init=first/'model', keep='autoencoder', resume=then.exists())
+    before = read_json(first/'model'/'card.json')
+    ldm.card |= dict(images=len(train), before={k: before[k] for k in ('steps', 'seconds', 'minutes')},
+                     repeated=f'{len(things)} pictures without a skin are there twice')
     ldm, _ = rounded(ldm, train.levels)
     ldm.guide = None
     ldm.sampling = dict(steps=10, guidance=2.)
