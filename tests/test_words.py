@@ -95,6 +95,20 @@ def test_caption_table_draws_every_caption_alike():
     assert torch.equal(table.first(torch.tensor([0]))[0], word_features(['eagle'])[0])
 
 
+def test_noise_moves_a_whole_caption():
+    "All its tokens by one vector, anew each time; of standard deviation noise u^2, so the mean square is noise^2/5. Padding stays."
+    caption = 'woman student, dark skin'
+    table, i = CaptionTable([(caption,), ('eagle',)], noise=2.), torch.tensor([0]*4000 + [1])
+    torch.manual_seed(0)
+    moved = table[i] - table.first(i)
+    assert moved[-1].isnan().all(1).tolist() == [False] + [True]*(moved.shape[1] - 1)
+    one = moved[:-1, 0]
+    assert (moved[:-1] - one[:, None]).abs().max() < 1e-4
+    assert one.square().mean().item() == pytest.approx(2.**2/5, rel=.05) and one.mean().abs() < .02
+    assert one.square().mean(1).sqrt().median().item() == pytest.approx(2/4, rel=.1)
+    assert torch.equal(CaptionTable([(caption,)])[torch.tensor([0])], table.first(torch.tensor([0])))
+
+
 @pytest.mark.parametrize('name, text', [
     ('captions.csv', 'file_name,text\na.png,a red ball\nb.png,"a ball, blue"\na.png,ball\n'),
     ('captions.csv', 'picture;caption;year\n./a.png;a red ball;1\nb.png;a ball, blue;2\na.png;ball;3\n'),
