@@ -38,7 +38,7 @@ docs: .venv/.dev ## the site, in _docs (needs Quarto)
 	$(BIN)/nbdev_docs
 images: .venv/.base ## the site's icon and card, from the shipped model
 	$(BIN)/python tools/make_images.py
-weights: .venv/.dev ## train what the package ships again (three hours on 2 cores; needs the full Fashion-MNIST)
+weights: .venv/.dev ## train what the package ships again (five hours on 2 cores; needs the full Fashion-MNIST)
 	$(BIN)/python tools/make_weights.py
 bench: .venv/.dev ## how good in five minutes and how fast, against diffusers and against this machine (three quarters of an hour)
 	$(BIN)/python bench/peers.py

@@ -157,16 +157,17 @@ def ways(ldm, judge, texts):
     """Mean against tokens, borrowed against own, captions with and without the skin, with and without noise: equal minutes, three seeds.
 
     `designs`: how often the own caption of a design held out is found among 100. `variety`: how far two samples for an invented prompt are
-    from each other (root of the mean square over pixels)."""
+    from each other, and `nearest` from their nearest training pictures (root of the mean square over pixels; the median of the latter)."""
     known, new = ~UNSEEN & ~DESIGNS, DESIGNS & ~UNSEEN
-    latents = ldm.stats.normalize(encode_all(ldm.autoencoder, DATA[known].levels))
+    latents, pixels = ldm.stats.normalize(encode_all(ldm.autoencoder, DATA[known].levels)), as_floats(DATA[known].levels).flatten(1)
     own, said = own_features(texts), [DATA.captions[i] for i in known.nonzero()[:, 0].tolist()]
     short = [emoji_captions(ROWS[i] | dict(skin='')) for i in known.nonzero()[:, 0].tolist()]
     settings = dict(mean=dict(cross=False), tokens=dict(mean=False), both={}, own=dict(features=own), short=dict(said=short), exact=dict(noise=0.))
     out = {}
     for name, how in settings.items():
         features = how.get('features', word_features)
-        table = CaptionTable(how.get('said', said), features, how.get('noise', 1.2))
+        table = CaptionTable(how.get('said', said), features)
+        table.noise = how.get('noise', 1.2)*table.tokens.std().item() # in units of the features
         for seed in SEEDS:
             net, steps = trained_so(latents, table, seed, how.get('cross', True), how.get('mean', True))
             def draw(asked, *key):
@@ -183,6 +184,7 @@ def ways(ldm, judge, texts):
             row['designs'] = retrieval(pictures, right, 100)
             two = [draw(INVENTED, 'invented', k) for k in range(2)]
             row['variety'] = (two[0] - two[1]).square().mean().sqrt().item()
+            row['nearest'] = (nearest(torch.cat(two).flatten(1), pixels)[0]/pixels.shape[1]**.5).median().item()
             out.setdefault(name, []).append(row)
             print(name, seed, row, flush=True)
     return out

@@ -1,4 +1,4 @@
-"""Train what the package ships again: python tools/make_weights.py   (four hours on 2 CPU cores)
+"""Train what the package ships again: python tools/make_weights.py   (five hours on 2 CPU cores)
 
 1. the classifier that evaluation uses; 2. `ldm_train --data fashion-full --steps 12000 --size lesson`, of which
 the averaged denoiser and its early copy, the autoencoder and the card go to ldm_nb/weights/fashion; 3. its student, by `distil`, goes to
