@@ -137,7 +137,7 @@ def words():
     before = read_json(first/'model'/'card.json')
     ldm.card |= dict(images=len(train), before={k: before[k] for k in ('steps', 'seconds', 'minutes')},
                      repeated=f'{len(things)} pictures without a skin are there twice')
-    ldm, _ = rounded(ldm, train.levels)
+    ldm, _ = rounded(ldm, twice.levels)
     ldm.guide = None
     ldm.sampling = dict(steps=10, guidance=2.)
     ldm.save_pretrained(WEIGHTS/'emoji', overwrite=True, ema_only=True, int8=True)
