@@ -29,6 +29,7 @@ from ldm_nb.words import CaptionTable, emoji_captions, sentences, word_features
 
 OUT = PACKAGE/'results'/'words.json'
 MINUTES, SEEDS = 2., (0, 1, 2)
+BEFORE = 'runs/emoji/model' # of tools/make_weights.py --only words
 NEAR = .2 # of a range of 2: nearer is a copy to the eye
 ROWS, DATA = emoji_table('all'), emoji('all')
 VALUES = people_values(ROWS)
@@ -117,6 +118,22 @@ def memory(ldm, judge, texts):
     return out
 
 
+def without_noise(ldm, judge, texts):
+    "What the noise on captions changes: the shipped model, and the one that it was trained on from (an hour, no noise)."
+    known, new = as_floats(DATA[~UNSEEN & ~DESIGNS].levels).flatten(1), DESIGNS & ~UNSEEN
+    out = {}
+    for name, model in dict(before=LatentDiffusion.from_pretrained(BEFORE), shipped=ldm).items():
+        how = dict(steps=10, guidance=2., autoguidance=1.)
+        invented = [model.sample(prompts=INVENTED, seed=seed, **how).flatten(1) for seed in range(4)]
+        far = nearest(torch.cat(invented), known)[0]/known.shape[1]**.5
+        designs = texts.of_pictures(model.sample(prompts=captions(new), seed=3, **how).to(ldm.device))
+        out[name] = read(judge, model.sample(prompts=captions(UNSEEN), seed=0, **how), UNSEEN)
+        out[name] |= dict(nearest=far.median().item(), variety=(invented[0] - invented[1]).square().mean().sqrt().item(),
+                          designs=retrieval(designs, texts.of_texts(captions(new)), 100))
+        print(name, out[name], flush=True)
+    return out
+
+
 def guiding(ldm, judge, texts):
     "How hard to lead: combinations that were trained on, at several strengths (the others are for measuring)."
     rows, said = [], captions(TRAINED)
@@ -194,7 +211,7 @@ def main():
     ldm = LatentDiffusion.from_pretrained(sys.argv[1] if sys.argv[1:] else 'emoji')
     judge, texts = load_judge(PACKAGE/'weights'/'emoji-judge'), load_picture_texts()
     rows = read_json(OUT) if OUT.exists() else {}
-    for part in (judges, guiding, combinations, retrieved, memory, ways):
+    for part in (judges, guiding, combinations, retrieved, memory, ways, without_noise):
         if part.__name__ not in rows:
             start = time.perf_counter()
             rows[part.__name__] = part(ldm, judge, texts)

@@ -341,8 +341,8 @@ def attention_maps(net:WordUNet,
         weights = look.weights(*given).mean(1).transpose(1, 2)      # (b, 1 + n, h*w)
         coarse = weights.unflatten(2, given[0].shape[-2:])
         maps.append(F.interpolate(coarse, x.shape[-2:]))
-    hooks = [layer.register_forward_hook(keep) for layer in net.modules()
-             if isinstance(layer, CrossAttention)]
+    hooks = [block.look.register_forward_hook(keep) for block in net.modules()
+             if hasattr(block, 'look')]
     try:
         net(x, t, rows)
     finally:
