@@ -295,7 +295,7 @@ def test_plots_and_pictures_are_told_apart():
         for cell in figure_cells(path):
             source = ''.join(cell['source'])
             text = re.search(r'^#\| fig-alt: "([^"]+)"$', source, re.M)[1]
-            calls = (r"\bshow_(images|rows)\(|image_grid\(|imshow\([^\n]*cmap='gr[ae]y'"
+            calls = (r"\bshow_(images|rows|named)\(|image_grid\(|imshow\([^\n]*cmap='gr[ae]y'"
                      r"|\bpreviews=")
             shows = bool(re.search(calls, source))
             spared = text.startswith('Grid of') or ' grids of ' in text

