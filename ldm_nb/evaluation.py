@@ -473,7 +473,7 @@ def _note_unasked(result, ldm, asked):
     if (ldm.attributes or ldm.words) and asked is None:
         what = 'captions' if ldm.words else 'the attributes of the model'
         result['notes'].append(f'the data have not {what}: samples were drawn with '
-                               'nothing said')
+                               'all of them left out')
 
 def _note_searched(result, ldm):
     searched, learned = result['searched_for_copies'], ldm.card.get('images', 0)
