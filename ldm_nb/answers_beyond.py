@@ -646,6 +646,7 @@ def grade_soft_lookup(answer):
             'products of queries and keys, over the root of the width; a softmax over '
             'the keys that are there; the mean of the values by it')
 
+# %% ../nbs/a_answers_beyond.ipynb #d25d1cbc
 def grade_crowd(answer):
     "What the shipped judge reads in sixty pictures, none of them a real one."
     from ldm_nb.data import emoji
