@@ -159,6 +159,14 @@ def _save_folder(out, images):
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
+def _save_images(out, images):
+    "Each into a folder, or all of them as one picture."
+    if _is_folder(out):
+        _save_folder(out, images)
+    else:
+        save_picture(out, image_grid(images))
+    print(f'{len(images)} images: {out}')
+
 # %% ../nbs/a_commands.ipynb #a77a1b22
 def _strength(given): # a number, {attribute: number} or None, of what was typed
     if not isinstance(given, str):
@@ -232,11 +240,7 @@ def ldm_sample(# a folder, a shipped name (fashion, fashion-fast, faces, emoji) 
     images = ldm.sample(n, prompts=_prompts(prompt), steps=steps, seed=seed,
                         progress=True, sampler=sampler, autoguidance=autoguidance,
                         spacing=spacing, **asked)
-    if _is_folder(out):
-        _save_folder(out, images)
-    else:
-        save_picture(out, image_grid(images))
-    print(f'{len(images)} images: {out}')
+    _save_images(out, images)
     if npy:
         save_npy(npy, to_uint8(images))
         print(f'as an array: {npy}')
@@ -628,8 +632,7 @@ def _measure_model(what, data, features, seed, skip, dials):
 def ldm_eval(# FILE.npy (uint8, (n, h, w) or (n, h, w, c)), a folder of images,
              # or a model: its folder, shipped name, Hub id
              what:str,
-             # what it is held against: fashion, fashion-full or a folder
-             data:str='fashion',
+             data:str='fashion', # to hold it against: fashion, fashion-full or a folder
              # feature network: classifier, effnet, effnet224, inception, pixels, dinov2
              # or clip; dinov2:FOLDER, clip:FOLDER (default: what suits the data)
              features:str=None,

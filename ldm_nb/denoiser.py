@@ -190,6 +190,10 @@ class AttributeEmbedding(nn.Module):
         "Rows in which all is left out, (b, k), for latents x (b, ...)"
         return x.new_full((len(x), len(self.sizes)), math.nan)
 
+def _time_net(emb_dim): # of the 128 numbers of timestep_embedding
+    return nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(),
+                         nn.Linear(emb_dim, emb_dim))
+
 def _nothing(net, x): # (b,) or (b, k), of the device of x: no condition
     if isinstance(net.label, nn.Embedding):
         return torch.full((len(x),), net.num_classes, device=x.device)
@@ -216,8 +220,7 @@ class UNet(nn.Module):
             raise InputError('num_classes and attributes are given: choose one of both')
         def block(w): return kind(w, width, emb_dim, dropout)
         self.num_classes, self.shrinks = num_classes, len(widths) - 1
-        self.time = nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(),
-                                  nn.Linear(emb_dim, emb_dim))
+        self.time = _time_net(emb_dim)
         self.label = (AttributeEmbedding(attributes, emb_dim) if attributes else
                       nn.Embedding(num_classes + 1, emb_dim))
         self.conv_in = nn.Conv2d(channels, widths[0], 3, padding=1)
@@ -246,8 +249,7 @@ def embed(net,       # has time, label and num_classes
           augment:Tensor|None=None # (b, k), how the images were changed; None: not
          )->Tensor:  # (b, emb_dim)
     "The embedding of time, condition and change that enters every block."
-    if labels is None:
-        labels = _nothing(net, x)
+    labels = _nothing(net, x) if labels is None else labels
     emb = net.time(timestep_embedding(t, 128)) + net.label(labels)
     return F.silu(emb if augment is None else emb + net.augment(augment))
 
@@ -346,8 +348,7 @@ class DiT(nn.Module):
                            patch_size=patch_size, num_classes=num_classes,
                            emb_dim=emb_dim)
         self.num_classes, self.patch_size, self.width = num_classes, patch_size, width
-        self.time = nn.Sequential(nn.Linear(128, emb_dim), nn.SiLU(),
-                                  nn.Linear(emb_dim, emb_dim))
+        self.time = _time_net(emb_dim)
         self.label = nn.Embedding(num_classes + 1, emb_dim)
         self.embed_patch = nn.Linear(channels*patch_size**2, width)
         self.blocks = nn.ModuleList(DiTBlock(width, emb_dim) for _ in range(depth))

@@ -469,18 +469,6 @@ def _rows_of(train, ldm, n, seed): # (n, k) of its attributes, n captions, or No
         return said or None
     return None if ldm.attributes != train.attributes else train.values[rows]
 
-def _note_unasked(result, ldm, asked):
-    if (ldm.attributes or ldm.words) and asked is None:
-        what = 'captions' if ldm.words else 'the attributes of the model'
-        result['notes'].append(f'the data have not {what}: samples were drawn with '
-                               'all of them left out')
-
-def _note_searched(result, ldm):
-    searched, learned = result['searched_for_copies'], ldm.card.get('images', 0)
-    if 0 < searched < learned:
-        result['notes'].append(f'copies were looked for in {searched:,} of the '
-                               f'{learned:,} images that the model was trained on')
-
 # %% ../nbs/06_evaluation.ipynb #1ea56f73
 def _reconstruction(ldm, train, test, n, features, metrics): # {what: value}
     def through(levels): # batches of floats
@@ -534,8 +522,7 @@ def report(ldm:LatentDiffusion, train:ImageData, test:ImageData, n=500, features
                       everything=reference == 'all')
     if class_accuracy:
         _add_class_accuracy(result, images, labels, train, test, out)
-    _note_searched(result, ldm)
-    _note_unasked(result, ldm, asked)
+    _add_notes(result, ldm, asked)
     recon = _reconstruction(ldm, train, test, n, features, result['metrics'])
     result |= dict(reconstruction=recon, guidance=how['guidance'],
                    autoguidance=how['autoguidance'], sampling=how,
@@ -605,6 +592,16 @@ def _print_classes(rows, most=20): # of by_class: the worst, if they are more
         print(f'  ({few} more classes, of fewer than {FEWEST} samples or real images)')
 
 # %% ../nbs/06_evaluation.ipynb #c583ef48
+def _add_notes(result, ldm, asked): # what was not said to the model, not searched
+    notes, learned = result['notes'], ldm.card.get('images', 0)
+    if (ldm.attributes or ldm.words) and asked is None:
+        what = 'captions' if ldm.words else 'the attributes of the model'
+        notes.append(f'the data have not {what}: samples were drawn with '
+                     'all of them left out')
+    if 0 < result['searched_for_copies'] < learned:
+        notes.append(f'copies were looked for in {result["searched_for_copies"]:,} of '
+                     f'the {learned:,} images that the model was trained on')
+
 def print_report(result:dict):
     """Print an evaluation as a table: value, 95 % interval, and what real images score.
 

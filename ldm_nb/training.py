@@ -458,9 +458,6 @@ def _check_room(self:LatentDiffusion, n, steps):
     if steps > 10_000:
         raise InputError(f'steps is {steps:,}: 10,000 at most, and 7 are usual')
 
-@patch(as_prop=True)
-def _batch(self:LatentDiffusion): return batch_for(*self.image_size)
-
 def _finite(images, how):
     if not images.isfinite().all():
         raise InputError(f'guidance {guidance_text(how["guidance"])} and autoguidance '
@@ -475,13 +472,13 @@ def __repr__(self:LatentDiffusion):
     "Images, latents, classes, parameters and training in a few lines."
     by = ' x '.join
     names, card = self.classes or self.attributes, self.card
+    all_names = f'{len(names)}: {", ".join(map(str, names))}' if names else 'none'
+    asked = shorten(all_names, 60, placeholder=' ...')
+    kind = 'attributes' if self.attributes else 'classes'
     rows = dict(
         images=by(map(str, (self.autoencoder.image_channels, *self.image_size))),
         latents=by(map(str, self._latent_shape)),
-        **dict(words=f'{self.words} numbers a token')
-          if self.words else {'attributes' if self.attributes else 'classes':
-           shorten(f'{len(names)}: {", ".join(map(str, names))}', 60, placeholder=' ...')
-           if names else 'none'},
+        **{'words': f'{self.words} numbers a token'} if self.words else {kind: asked},
         parameters=f'autoencoder {_size(self.autoencoder)}, denoiser {_size(self.ema)}',
         diffusion=f'schedule {self.schedule.name}, predicts {self.prediction_type}',
         guide=f'{_size(self.guide)} parameters' if self.guide else 'none',
@@ -565,6 +562,9 @@ def _conditions(self:LatentDiffusion, n, labels, negative, seed, guidance):
     if self.words and negative is not None:
         labels, negative = as_long(labels, negative)
     return labels, negative
+
+@patch(as_prop=True)
+def _batch(self:LatentDiffusion): return batch_for(*self.image_size)
 
 def _strengths(guidance, ldm): # a float, or {name: float}
     attributes = getattr(ldm, 'attributes', ())
@@ -665,8 +665,6 @@ def _walk(self:LatentDiffusion, x, labels, negative, how, generator, callback):
                 how['spacing'], how['eta'], generator, callback)
 
 # %% ../nbs/05_training.ipynb #c1b7abf0
-FORMAT = 1 # of a saved model; raised when a change makes old files unreadable
-
 def _write_model(self, folder, nets, half, int8):
     "Networks, card and config of a model, into a folder that is there."
     for name, net in nets.items():
@@ -710,6 +708,8 @@ def _read_config(folder):
     return config
 
 # %% ../nbs/05_training.ipynb #5d4b3761
+FORMAT = 1 # of a saved model; raised when a change makes old files unreadable
+
 def _sha256(data:bytes): return hashlib.sha256(data).hexdigest()
 
 def _fit_in_half(tensors): # the latents' statistics know an autoencoder's exact weights
@@ -784,15 +784,6 @@ def _find_model(name):
             f'{name} is not a folder here, and cannot be downloaded from the Hugging '
             f'Face Hub ({type(e).__name__}): check the name and the network') from None
 
-def _unfinished(path):
-    from ldm_nb import runs # the page of the workshop, which is read later
-    return runs._unfinished(path)
-
-if __name__ == '__main__' and '__file__' in globals(): # as a program, not in a notebook
-    sys.exit('python -m ldm_nb.training has moved: type python -m ldm_nb.commands, '
-             'with the same options')
-
-# %% ../nbs/05_training.ipynb #d1e40012
 def _kind_of(config, kind): # of a network: others are of chapters that come later
     if 'kind' in config:
         from ldm_nb.own_images import PretrainedAutoencoder as kind
@@ -800,6 +791,11 @@ def _kind_of(config, kind): # of a network: others are of chapters that come lat
         from ldm_nb.text import WordUNet as kind
     return kind
 
+if __name__ == '__main__' and '__file__' in globals(): # as a program, not in a notebook
+    sys.exit('python -m ldm_nb.training has moved: type python -m ldm_nb.commands, '
+             'with the same options')
+
+# %% ../nbs/05_training.ipynb #d1e40012
 def _load_net(folder, part, kind):
     "One network of a saved model, frozen."
     tensors, metadata = load_tensors(folder/f'{part}.safetensors')
@@ -815,6 +811,7 @@ def from_pretrained(cls:LatentDiffusion,
                    )->LatentDiffusion: # on the default device
     "Load a model, wherever it is. `InputError` if anything about it is wrong."
     if unfinished:
+        from ldm_nb.runs import _unfinished # of the workshop, which is read later
         return _unfinished(Path(name)).to(default_device())
     folder = _find_model(name)
     config = _read_config(folder)
