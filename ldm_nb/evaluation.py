@@ -596,7 +596,7 @@ def _add_notes(result, ldm, asked): # what was not said to the model, not search
     notes, learned = result['notes'], ldm.card.get('images', 0)
     if (ldm.attributes or ldm.words) and asked is None:
         what = 'captions' if ldm.words else 'the attributes of the model'
-        notes.append(f'the data have not {what}: samples were drawn with '
+        notes.append(f'the data lack {what}: samples were drawn with '
                      'all of them left out')
     if 0 < result['searched_for_copies'] < learned:
         notes.append(f'copies were looked for in {result["searched_for_copies"]:,} of '
