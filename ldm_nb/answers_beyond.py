@@ -9,7 +9,8 @@ __all__ = ['grade_half_width', 'grade_straight_middle', 'grade_standardise', 'gr
            'grade_epsilon_loss_at', 'grade_two_stage_loss', 'grade_rank_of', 'grade_no_collapse', 'grade_conv_gflop',
            'grade_half_penalty', 'grade_game_value', 'grade_tamed', 'grade_tall_latent', 'grade_row_mesh',
            'grade_box_of', 'grade_own_folder', 'grade_row_width', 'grade_composed', 'grade_many_moods',
-           'grade_blind_contrast', 'grade_soft_lookup', 'grade_crowd']
+           'grade_blind_contrast', 'grade_soft_lookup', 'grade_crowd', 'grade_wrong_share', 'grade_worst_group',
+           'grade_fair_faces']
 
 # %% ../nbs/a_answers_beyond.ipynb #77c45dd7
 import math
@@ -667,3 +668,40 @@ def grade_crowd(answer):
             raise Wrong(f'the {name} is as asked in {int(right.sum())} of 60: draw '
                         'those again that are not')
 
+# %% ../nbs/a_answers_beyond.ipynb #8619a05a
+def grade_wrong_share(answer):
+    "Two of three images are generated, and .12 of those have another class."
+    compare(answer, .12*2/3,
+            {'that is the share among the generated ones: a third of all is real': .12,
+             'two of three images are generated, not one of two': .06,
+             'a share of all images cannot be above that of the generated ones': .24,
+             'that is the share with one generated image for each two real ones': .04},
+            'of three images, how many are generated, and which share of those is wrong?')
+
+def grade_worst_group(answer):
+    "Groups of unequal size, and a number that does not occur."
+    right = torch.tensor([1, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1, 1]).bool()
+    group = torch.tensor([0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 3])
+    shares = torch.tensor([right[group == g].double().mean() for g in group.unique()])
+    compare(answer(right, group), shares.min(),
+            {'that is the accuracy of all: the largest group decides it':
+                 right.double().mean(),
+             'that is the mean of the groups: the worst one was asked for': shares.mean(),
+             'that is the best group': shares.max(),
+             'a group that does not occur has no accuracy': 0.,
+             'that is which group it is: its accuracy was asked for': 2.},
+            'the accuracy of each group that occurs, and of those the least')
+
+# %% ../nbs/a_answers_beyond.ipynb #fa0ec589
+def grade_fair_faces(answer):
+    "The least accuracy of four groups of new faces."
+    from ldm_nb.augmentation import group_accuracies, skewed_faces
+    if not isinstance(answer, torch.nn.Module):
+        raise Wrong('the answer is a classifier: a module, images in, logits out')
+    fair = skewed_faces(1000, minority=.5, seed=31)
+    groups = group_accuracies(answer.eval(), fair)
+    worst = min(groups, key=groups.get)
+    if groups[worst] < .65:
+        name = ' with '.join(worst)
+        raise Wrong(f'{groups[worst]:.0%} of the faces that are {name} skin are right: '
+                    'draw more of those')
