@@ -668,7 +668,7 @@ def grade_crowd(answer):
             raise Wrong(f'the {name} is as asked in {int(right.sum())} of 60: draw '
                         'those again that are not')
 
-# %% ../nbs/a_answers_beyond.ipynb #8619a05a
+# %% ../nbs/a_answers_beyond.ipynb #8281ac50
 def grade_wrong_share(answer):
     "Two of three images are generated, and .12 of those have another class."
     compare(answer, .12*2/3,
@@ -692,7 +692,7 @@ def grade_worst_group(answer):
              'that is which group it is: its accuracy was asked for': 2.},
             'the accuracy of each group that occurs, and of those the least')
 
-# %% ../nbs/a_answers_beyond.ipynb #fa0ec589
+# %% ../nbs/a_answers_beyond.ipynb #66913538
 def grade_fair_faces(answer):
     "The least accuracy of four groups of new faces."
     from ldm_nb.augmentation import group_accuracies, skewed_faces

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MOVING', 'FILMS', 'ease', 'clip_values', 'Clips', 'face_clips', 'play', 'check_film', 'write_film', 'read_clips']
 
-# %% ../nbs/a_clips.ipynb #c4af3247
-import math, shutil, subprocess, warnings
+# %% ../nbs/a_clips.ipynb #d4bcb730
+import shutil, subprocess, warnings
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -18,7 +18,7 @@ from .folder import *
 from .data import *
 from .world import *
 
-# %% ../nbs/a_clips.ipynb #9ca684d1
+# %% ../nbs/a_clips.ipynb #bc6bed0e
 MOVING = (*FACTORS, 'gaze_x', 'gaze_y', 'turn', 'tilt')
 
 def ease(share:Tensor # from 0 to 1
@@ -26,7 +26,7 @@ def ease(share:Tensor # from 0 to 1
     "How far a movement has come: slowly off, and slowly to rest."
     return share.square()*(3 - 2*share)
 
-# %% ../nbs/a_clips.ipynb #e408235d
+# %% ../nbs/a_clips.ipynb #3fcbd0f5
 def clip_values(n:int,
                 frames=16,   # of each, 2 or more
                 seed=0, which='train' # of both ends: as for sample_params
@@ -54,7 +54,7 @@ def clip_values(n:int,
                                          first[:, expression, None])
     return path
 
-# %% ../nbs/a_clips.ipynb #b8c0bda9
+# %% ../nbs/a_clips.ipynb #2d20bdc1
 @dataclass
 class Clips:
     """A set of films of equal length, with what each frame shows, if that is known.
@@ -86,7 +86,7 @@ class Clips:
         lines = [f'{self.name}: {n:,} clips of {frames} frames of {h} x {w} x {c}']
         return '\n'.join(lines + [self.note]*bool(self.note))
 
-# %% ../nbs/a_clips.ipynb #880a0ce3
+# %% ../nbs/a_clips.ipynb #08df2e3f
 def face_clips(n:int, frames=16, size=64, seed=0, which='train', progress=False)->Clips:
     "Films of drawn faces. The arguments are those of `clip_values` and `render`."
     values = clip_values(n, frames, seed, which)
@@ -94,7 +94,7 @@ def face_clips(n:int, frames=16, size=64, seed=0, which='train', progress=False)
     return Clips(levels.unflatten(0, (n, frames)), FACE_ATTRIBUTES, values,
                  f'clips of faces, {which}')
 
-# %% ../nbs/a_clips.ipynb #c3636917
+# %% ../nbs/a_clips.ipynb #5acbb558
 def play(films,  # (n, frames, c, h, w), levels or floats in [-1, 1]; or Clips
          title='', cols:int|None=None, scale=1.5, fps=8.):
     "Films side by side, as HTML that plays without a server."
@@ -107,7 +107,7 @@ def play(films,  # (n, frames, c, h, w), levels or floats in [-1, 1]; or Clips
               for k in range(len(frames))]
     return animate(frames, titles, cols or len(films), scale, fps)
 
-# %% ../nbs/a_clips.ipynb #56f8ea4a
+# %% ../nbs/a_clips.ipynb #9f64ea6f
 FILMS = {'.gif': 'GIF', '.webp': 'WEBP', '.png': 'PNG', '.mp4': 'ffmpeg'}
 
 def check_film(path)->str: # which of FILMS it is
@@ -121,7 +121,7 @@ def check_film(path)->str: # which of FILMS it is
                          'installed here. Install it, or take .gif or .webp')
     return FILMS[ending]
 
-# %% ../nbs/a_clips.ipynb #bc6a84b7
+# %% ../nbs/a_clips.ipynb #e7c98cbc
 def _film_frames(films, cols, scale): # a list of arrays (h, w, 3), uint8
     films = films.levels if isinstance(films, Clips) else films
     films = films[None] if films.ndim == 4 else films
@@ -160,7 +160,7 @@ def write_film(path,
         first.save(part, format=kind, save_all=True, append_images=others, loop=0,
                    duration=round(1000/fps), **how)
 
-# %% ../nbs/a_clips.ipynb #77a17f13
+# %% ../nbs/a_clips.ipynb #9f299248
 def _on_white(picture): # PIL, any mode -> RGB
     from PIL import Image
     picture = picture.convert('RGBA')
@@ -188,7 +188,7 @@ def _frames_of(path, frames): # PIL pictures; None if there are too few
         raise InputError(f'{path} cannot be read as a film ({e}): repair or remove '
                          'it') from None
 
-# %% ../nbs/a_clips.ipynb #8f1a689a
+# %% ../nbs/a_clips.ipynb #a54d157f
 def _films_in(path): # {name: a file that moves, or the files of a subfolder}
     files, _, problems = list_images(path)
     if problems:
@@ -202,6 +202,18 @@ def _films_in(path): # {name: a file that moves, or the files of a subfolder}
             films.setdefault(str(place.parent), []).append(file)
     return films
 
+def _levels_of(films, size, frames, fit): # (n, frames, h, w, 3), names of short ones
+    kept, short = [], []
+    for name, film in progress_bar(films.items(), desc='reading films', leave=False):
+        pictures = _frames_of(film, frames)
+        if pictures is None:
+            short.append(name)
+            continue
+        fitted = [fit_image(p, sides(size), fit) for p in pictures]
+        kept.append(np.stack([np.asarray(p) for p in fitted]))
+    return kept, short
+
+# %% ../nbs/a_clips.ipynb #3c74a83b
 def read_clips(path,       # a folder of films: files that move, or subfolders of frames
                size=32,    # pixels per side, or (height, width)
                frames=8,   # of each film, evenly spaced
@@ -214,14 +226,7 @@ def read_clips(path,       # a folder of films: files that move, or subfolders o
     if not path.is_dir():
         raise InputError(f'{path} is no folder: expected one of films (GIF, WebP), or '
                          'of subfolders of frames')
-    kept, short = [], []
-    for name, film in progress_bar(_films_in(path).items(), desc='reading films'):
-        pictures = _frames_of(film, frames)
-        if pictures is None:
-            short.append(name)
-        else:
-            kept.append(np.stack([np.asarray(fit_image(p, sides(size), fit))
-                                  for p in pictures]))
+    kept, short = _levels_of(_films_in(path), size, frames, fit)
     if not kept:
         found = f'{len(short)} are shorter, as {listed(short, 3)}' if short else 'none'
         raise InputError(f'{path} holds no film of {frames} frames ({found}): expected '

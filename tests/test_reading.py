@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT/'nbs').glob('*.ipynb'))
-BASE = ['core', 'schematics', 'folder', 'hub', 'attributes', 'words', 'data', 'world', 'loop'] # the workshop below the course
-COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines', 'own_images', 'faces', 'text']
+BASE = ['core', 'schematics', 'folder', 'hub', 'attributes', 'words', 'data', 'world', 'clips', 'loop'] # the workshop below the course
+COURSE = ['autoencoder', 'vae', 'forward', 'denoiser', 'training', 'evaluation', 'samplers', 'guidance', 'joint', 'baselines', 'own_images', 'faces', 'text', 'augmentation']
 ABOVE = dict(features=[*BASE, 'autoencoder'], # stands above those that it uses
              runs=[*BASE, *COURSE[:5]],
              commands=[*BASE, *COURSE[:7], 'runs', 'features', 'own_images'],

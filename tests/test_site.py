@@ -57,7 +57,7 @@ def test_sidebar_goes_in_reading_order():
     stems = lambda name: [href.partition('_')[0] for href in groups[name]]
     assert stems('The model') == ['00', '01', '02', '03', '04']
     assert stems('Training and evaluation') == ['05', '06', '07', '08']
-    assert stems('Beyond') == ['09', '10', '11', '12', '13']
+    assert stems('Beyond') == ['09', '10', '11', '12', '13', '15'] # 14 is being built
     assert set(stems('The workshop')) == {'a'} and groups['The workshop'][0] == 'a_core.ipynb'
     numbers = [int(e['href'][:2]) for e in ENTRIES if e['href'][0].isdigit()]
     assert numbers == sorted(numbers)
