@@ -125,7 +125,8 @@ def check_film(path)->str: # which of FILMS it is
 def _film_frames(films, cols, scale): # a list of arrays (h, w, 3), uint8
     films = films.levels if isinstance(films, Clips) else films
     films = films[None] if films.ndim == 4 else films
-    grids = [image_grid(as_floats(f), cols or len(films)) for f in films.unbind(1)]
+    grids = [to_uint8(as_floats(f))[0] if len(films) == 1 else
+             image_grid(as_floats(f), cols or len(films)) for f in films.unbind(1)]
     big = np.ones((scale, scale, 1), np.uint8)
     return [np.kron(np.broadcast_to(g.reshape(*g.shape[:2], -1), (*g.shape[:2], 3)), big)
             for g in grids]
