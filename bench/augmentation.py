@@ -119,6 +119,13 @@ def arm(rows, name, seed, data, test=None, measure=accuracy, **how):
     rows.put(name, began, **figures)
 
 
+def shown_again(real, groups):
+    "With the images of each group repeated until it is as large as the largest."
+    largest = max(map(len, groups))
+    more = [g[torch.arange(largest - len(g)) % len(g)] for g in groups]
+    return Augmented(real, real[torch.cat(more)])
+
+
 def few(rows, seed, k):
     "k labels a class; the generator sees what the classifier sees."
     real = few_labels(clothes('train'), k, seed)
@@ -180,7 +187,6 @@ def foreign(rows, seed, k=20):
         data = label_with(judge, everything, real.classes)
         ldm = generator_of(data, 'unlabelled', seed, 1000)
         return augment(real, ldm, 10., seed=seed, progress=False)
-    @lru_cache
     def leaked():
         ldm = LatentDiffusion.from_pretrained('fashion')
         return augment(real, ldm, 10., seed=seed, progress=False)
@@ -207,10 +213,8 @@ def tail(rows, seed):
         return dict(rare=accuracy(net, chosen))
     def given():
         return real
-    def again(): # rows of the rare classes, again and again
-        places = [(real.labels == c).nonzero()[:, 0] for c in range(10)]
-        more = [p[torch.arange(max(real.counts) - len(p)) % len(p)] for p in places]
-        return Augmented(real, real[torch.cat(more)])
+    def again():
+        return shown_again(real, [(real.labels == c).nonzero()[:, 0] for c in range(10)])
     def filled():
         ldm = generator_of(real, 'tail', seed, 500)
         ratio = len(wanted)/len(real)
@@ -259,8 +263,7 @@ def skew(rows, seed):
     def given():
         return real
     def again():
-        more = [g[torch.arange(largest - len(g)) % len(g)] for g in groups]
-        return Augmented(real, real[torch.cat(more)])
+        return shown_again(real, groups)
     def own():
         ldm = generator_of(real, 'skew', seed, 700)
         wanted = torch.tensor([[0., 1.], [1., 0.]])

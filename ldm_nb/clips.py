@@ -122,16 +122,17 @@ def check_film(path)->str: # which of FILMS it is
     return FILMS[ending]
 
 # %% ../nbs/a_clips.ipynb #e7c98cbc
-def _film_frames(films, cols, scale): # a list of arrays (h, w, 3), uint8
+def _film_frames(films, cols, scale): # arrays (h, w) or (h, w, 3), uint8
     films = films.levels if isinstance(films, Clips) else films
     films = films[None] if films.ndim == 4 else films
-    grids = [to_uint8(as_floats(f))[0] if len(films) == 1 else
-             image_grid(as_floats(f), cols or len(films)) for f in films.unbind(1)]
-    big = np.ones((scale, scale, 1), np.uint8)
-    return [np.kron(np.broadcast_to(g.reshape(*g.shape[:2], -1), (*g.shape[:2], 3)), big)
-            for g in grids]
+    def picture(frame): # (n, c, h, w): one of each film
+        if len(frame) == 1:
+            return to_uint8(frame)[0]
+        return image_grid(as_floats(frame), cols or len(frame))
+    return [picture(f).repeat(scale, 0).repeat(scale, 1) for f in films.unbind(1)]
 
 def _write_mp4(frames, path, fps):
+    frames = [f if f.ndim == 3 else np.stack([f]*3, 2) for f in frames]
     h, w, _ = frames[0].shape
     even = 'pad=ceil(iw/2)*2:ceil(ih/2)*2' # what the codec asks for
     given = ['-f', 'rawvideo', '-pix_fmt', 'rgb24', '-s', f'{w}x{h}', '-r', str(fps),
